@@ -1,0 +1,1 @@
+"""Weights that ship with wsigen: one folder a model, each with its own licence and card."""
