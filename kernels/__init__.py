@@ -1,0 +1,4 @@
+"""Attention and group normalisation behind one door, with the fastest implementation that this machine serves.
+
+Imported as ``wsigen_kernels``. The package knows nothing of wsigen: it works on plain tensors.
+"""

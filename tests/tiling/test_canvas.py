@@ -1,0 +1,147 @@
+"""The canvas: what was written is read back, a damaged chunk counts as not done, another run's store is refused."""
+
+import json
+from itertools import pairwise
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from wsigen.errors import StoreError
+from wsigen.tiling.canvas import Canvas, canvas_rows
+from wsigen.tiling.grid import COLOURS, Block, BlockGrid, Colour, WindowGrid
+
+RUN = {"seed": 1, "model": {"sha256": "ab"}, "style": (0.5, 0.25)}
+
+
+def plane(layout: BlockGrid) -> np.ndarray:
+    """A picture that covers every pixel that existing windows own, slide or not."""
+    size = (layout.rows * layout.pixels + 512, layout.columns * layout.pixels + 512, 3)
+    return np.random.default_rng(5).integers(0, 256, size, dtype=np.uint8)
+
+
+def fill(canvas: Canvas, picture: np.ndarray, colours=COLOURS) -> None:
+    layout = canvas.layout
+    for block in layout.blocks():
+        for colour in colours:
+            width, height = layout.chunk_size(colour)
+            chunk = np.zeros((height, width, 3), np.uint8)
+            for window in layout.windows(block, colour):
+                x, y, w, h = layout.grid.owned(window)
+                chunk[layout.within_chunk(window)] = picture[y : y + h, x : x + w]
+            if layout.windows(block, colour):
+                canvas.write(block, colour, chunk)
+
+
+@given(st.integers(1, 300), st.integers(1, 300), st.integers(1, 3), st.data())
+@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_any_region_reads_back_what_was_painted(tmp_path_factory, width, height, b, data):
+    layout = BlockGrid(WindowGrid(width, height, 64, 16), b)
+    canvas = Canvas.create(tmp_path_factory.mktemp("store") / "c.canvas", layout, RUN)
+    picture = plane(layout)
+    fill(canvas, picture)
+    x, y = data.draw(st.integers(-80, width)), data.draw(st.integers(-80, height))
+    w, h = data.draw(st.integers(1, 200)), data.draw(st.integers(1, 200))
+    rgb, known = canvas.read_region(x, y, w, h)
+    rows, columns = np.arange(y, y + h), np.arange(x, x + w)
+    grid = layout.grid
+    exists_y = np.array([r >= 0 and grid.y_axis.owner(r) < grid.rows for r in rows])
+    exists_x = np.array([c >= 0 and grid.x_axis.owner(c) < grid.columns for c in columns])
+    assert np.array_equal(known, exists_y[:, None] & exists_x)
+    expected = picture[np.maximum(rows, 0)][:, np.maximum(columns, 0)]
+    assert np.array_equal(rgb, np.where(known[..., None], expected, 0))
+    bands = canvas_rows(canvas)
+    cuts = [0, *range(50, height, 50), height]
+    slide = np.concatenate([bands(a, b) for a, b in pairwise(cuts)])
+    assert np.array_equal(slide, picture[:height, :width])
+
+
+def test_a_stage_sees_only_earlier_stages(tmp_path):
+    canvas = Canvas.create(tmp_path / "c", BlockGrid(WindowGrid(300, 300, 64, 16), 2), RUN)
+    fill(canvas, plane(canvas.layout))
+    grid = canvas.grid
+    for stage in range(4):
+        _, known = canvas.read_region(0, 0, 300, 300, stages_below=stage)
+        for x, y in [(10, 10), (70, 10), (10, 70), (70, 70), (299, 299)]:
+            assert known[y, x] == (grid.owner(x, y).stage < stage)
+
+
+def test_blank_chunks_count_as_done(tmp_path):
+    canvas = Canvas.create(tmp_path / "c", BlockGrid(WindowGrid(100, 100, 64, 16), 1), RUN)
+    block, colour = Block(0, 0), Colour(0, 0)
+    assert not canvas.is_done(block, colour)
+    canvas.write(block, colour, np.zeros((64, 64, 3), np.uint8))
+    assert canvas.is_done(block, colour)
+    assert Canvas.open(tmp_path / "c").is_done(block, colour)
+
+
+@pytest.mark.parametrize("damage", ["truncate", "empty", "flip", "flip checksum"])
+def test_a_damaged_chunk_counts_as_not_done_and_is_never_context(tmp_path, damage):
+    canvas = Canvas.create(tmp_path / "c", BlockGrid(WindowGrid(100, 100, 64, 16), 1), RUN)
+    fill(canvas, plane(canvas.layout))
+    file = tmp_path / "c" / "colour-00" / "c" / "0" / "0" / "0"
+    content = bytearray(file.read_bytes())
+    if damage == "truncate":
+        content = content[: len(content) // 2]
+    elif damage == "empty":
+        content = bytearray()
+    else:
+        content[-1 if damage == "flip checksum" else len(content) // 2] ^= 1
+    file.write_bytes(content)
+    fresh = Canvas.open(tmp_path / "c")
+    assert not fresh.is_done(Block(0, 0), Colour(0, 0))
+    assert fresh.is_done(Block(0, 0), Colour(1, 0))
+    _, known = fresh.read_region(0, 0, 64, 64)
+    assert not known.any()
+    with pytest.raises(StoreError, match="damaged"):
+        fresh.read_region(0, 0, 64, 64, require=True)
+
+
+def test_rows_of_an_unfinished_canvas_are_refused(tmp_path):
+    canvas = Canvas.create(tmp_path / "c", BlockGrid(WindowGrid(100, 100, 64, 16), 1), RUN)
+    fill(canvas, plane(canvas.layout), colours=COLOURS[:3])
+    with pytest.raises(StoreError, match="missing"):
+        canvas_rows(canvas)(0, 100)
+
+
+def test_resume_takes_the_same_run_and_keeps_its_block_size(tmp_path):
+    grid = WindowGrid(300, 200, 64, 16)
+    Canvas.create(tmp_path / "c", BlockGrid(grid, 2), RUN)
+    (tmp_path / "c" / "colour-00" / "x.partial").write_bytes(b"left by a killed writer")
+    again = Canvas.resume(tmp_path / "c", BlockGrid(grid, 4), RUN)
+    assert again.layout.b == 2
+    assert not list((tmp_path / "c").rglob("*.partial"))
+
+
+@pytest.mark.parametrize(
+    ("run", "grid", "named"),
+    [
+        ({**RUN, "seed": 2}, (300, 200, 64, 16), "seed is 1 there and 2 here"),
+        ({**RUN, "model": {"sha256": "cd"}}, (300, 200, 64, 16), "model.sha256"),
+        ({**RUN, "new": True}, (300, 200, 64, 16), "new is None there and True here"),
+        (RUN, (301, 200, 64, 16), "width is 300 there and 301 here"),
+        (RUN, (300, 200, 64, 8), "overlap is 16 there and 8 here"),
+    ],
+)
+def test_another_run_is_refused_and_the_line_says_why(tmp_path, run, grid, named):
+    Canvas.create(tmp_path / "c", BlockGrid(WindowGrid(300, 200, 64, 16), 2), RUN)
+    with pytest.raises(StoreError, match=named) as caught:
+        Canvas.resume(tmp_path / "c", BlockGrid(WindowGrid(*grid), 2), run)
+    assert "\n" not in str(caught.value)
+
+
+def test_what_is_no_canvas_is_refused(tmp_path):
+    with pytest.raises(StoreError, match="no canvas here"):
+        Canvas.open(tmp_path)
+    (tmp_path / "run.json").write_text(json.dumps({"format": "something else"}))
+    with pytest.raises(StoreError, match="not of format"):
+        Canvas.open(tmp_path)
+    with pytest.raises(StoreError, match="exists already"):
+        Canvas.create(tmp_path, BlockGrid(WindowGrid(10, 10), 1), RUN)
+
+
+def test_remove_deletes_the_store(tmp_path):
+    canvas = Canvas.create(tmp_path / "c", BlockGrid(WindowGrid(10, 10), 1), RUN)
+    canvas.remove()
+    assert not (tmp_path / "c").exists()

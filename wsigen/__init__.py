@@ -1,0 +1,31 @@
+"""wsigen: synthetic H&E whole-slide images from masks of nuclei, painted with NASDM.
+
+What is public here is imported on first use, so that ``import wsigen`` and ``wsigen --help`` stay fast.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+_PUBLIC = {
+    "render": "wsigen.rendering",
+    "RenderResult": "wsigen.rendering",
+    "open_mask": "wsigen.rendering",
+    "NasdmModel": "wsigen.models.nasdm",
+    "WsigenError": "wsigen.errors",
+}
+__all__ = ["NasdmModel", "RenderResult", "WsigenError", "__version__", "open_mask", "render"]
+
+if TYPE_CHECKING:
+    from wsigen.errors import WsigenError
+    from wsigen.models.nasdm import NasdmModel
+    from wsigen.rendering import RenderResult, open_mask, render
+
+
+def __getattr__(name: str) -> Any:
+    if name in _PUBLIC:
+        return getattr(import_module(_PUBLIC[name]), name)
+    raise AttributeError(f"module 'wsigen' has no attribute {name!r}")

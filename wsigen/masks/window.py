@@ -1,0 +1,45 @@
+"""A rectangle of a slide mask, and how coordinates outside the slide are folded back into it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+GLASS, TISSUE, UNKNOWN = 0, 1, 255
+
+
+@dataclass(frozen=True)
+class MaskWindow:
+    """A rectangle of a slide mask.
+
+    classes: (H, W) uint8, 0 background, then the model's classes.
+    instances: (H, W) uint32, one id per nucleus, 0 background; None where the mask has no instance plane.
+    tissue: (H, W) uint8, 0 glass, 1 tissue, 255 unknown; None where the mask has no tissue plane.
+    """
+
+    classes: np.ndarray
+    instances: np.ndarray | None = None
+    tissue: np.ndarray | None = None
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Height and width."""
+        return self.classes.shape[0], self.classes.shape[1]
+
+    def take(self, rows: np.ndarray | slice, columns: np.ndarray | slice) -> MaskWindow:
+        """The window made of these rows and columns; index arrays may repeat or reorder them."""
+
+        def pick(plane: np.ndarray | None) -> np.ndarray | None:
+            return None if plane is None else np.ascontiguousarray(plane[rows][:, columns])
+
+        return MaskWindow(np.ascontiguousarray(self.classes[rows][:, columns]), pick(self.instances), pick(self.tissue))
+
+
+def reflected(start: int, count: int, size: int) -> np.ndarray:
+    """Coordinates start .. start + count - 1 folded into 0 .. size - 1 as numpy's "symmetric" padding does.
+
+    The border pixel is repeated (-1 is 0, size is size - 1), at any distance. Returns (count,) int64.
+    """
+    folded = np.arange(start, start + count, dtype=np.int64) % (2 * size)
+    return np.where(folded < size, folded, 2 * size - 1 - folded)

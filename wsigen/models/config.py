@@ -1,0 +1,169 @@
+"""A model's configuration: everything about a network that is not a weight, as frozen dataclasses and one JSON file.
+
+This module imports no torch, so that commands that only need a class table or a licence line stay fast.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from wsigen.errors import ModelError
+from wsigen.masks.classes import ClassTable
+from wsigen.models.stain import StainStyle, StyleRange
+
+CONFIG_FILE = "config.json"
+
+
+@dataclass(frozen=True)
+class UNetConfig:
+    """Shape of the U-Net. The comments give the published NASDM network in brackets."""
+
+    channels: tuple[int, ...] = (96, 128, 192)  # a level, finest first [256, 256, 512, 768, 1024]
+    num_res_blocks: int = 2  # residual blocks a level in the encoder, one more in the decoder [2]
+    attention_levels: tuple[int, ...] = (2,)  # levels with self-attention [2, 3, 4: 32, 16 and 8 px at 128]
+    head_channels: int = 64  # channels of an attention head [64]
+    patch: int = 2  # pixel-unshuffle in front, pixel-shuffle behind [1]
+    spade_hidden: int = 64  # hidden channels between mask and (gamma, beta) [128]
+    spade_resize: str = "area"  # how a mask reaches a coarser level: "area" or "nearest" ["nearest"]
+    condition_in_encoder: bool = True  # mask planes also enter beside the noisy image [False]
+    context: bool = True  # neighbour context RGB and known-pixel plane enter beside the noisy image [False]
+    style_dim: int = 6  # length of the stain style vector, 0 for none [0]
+    norm_groups: int = 32  # groups of every group norm [32]
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """A model as users meet it: its classes, its scale, its diffusion process and its U-Net."""
+
+    name: str
+    classes: ClassTable
+    mpp: float  # microns per pixel that the model paints at
+    description: str = ""
+    version: str = "1"
+    licence: str = ""  # SPDX identifier of the weights' licence
+    terms: str = ""  # one line that render and doctor print
+    objective_power: float = 20.0
+    schedule: str = "cosine"
+    schedule_steps: int = 1000
+    prediction: str = "v"  # "v", "eps" or "x0"
+    learned_variance: bool = False
+    window: int = 256  # default window of the tiler, px
+    overlap: int = 32
+    num_inference_steps: int = 8
+    sampler: str = "dpm++2m"
+    unet: UNetConfig = field(default_factory=UNetConfig)
+    style_range: StyleRange = field(default_factory=StyleRange)
+    styles: tuple[StainStyle, ...] = ()
+    default_style: str = ""
+
+    @property
+    def condition_planes(self) -> int:
+        """Planes of the condition: one-hot classes, instance edges, tissue, present."""
+        return len(self.classes) + 3
+
+    def style(self, name: str | None = None) -> StainStyle:
+        """Return a named stain style (the default one for None); ModelError names those there are."""
+        wanted = name or self.default_style
+        for style in self.styles:
+            if style.name == wanted:
+                return style
+        known = ", ".join(style.name for style in self.styles) or "none"
+        raise ModelError(f"model {self.name!r} has no style {wanted!r}; its styles are: {known}")
+
+    def to_json(self) -> str:
+        """Serialise; :meth:`from_json` reads it back to an equal object."""
+        data = asdict(replace(self, styles=()))
+        data["classes"] = self.classes.to_config()
+        data["styles"] = [style.to_config() for style in self.styles]
+        return json.dumps(data, indent=2) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str, origin: str = "config.json") -> ModelConfig:
+        """Parse :meth:`to_json`'s text; ``origin`` names the file in errors."""
+        try:
+            data: dict[str, Any] = json.loads(text)
+            data["classes"] = ClassTable.from_config(data["classes"])
+            data["unet"] = UNetConfig(**{k: tuple(v) if isinstance(v, list) else v for k, v in data["unet"].items()})
+            data["style_range"] = StyleRange.from_config(data["style_range"])
+            data["styles"] = tuple(StainStyle.from_config(entry) for entry in data["styles"])
+            return cls(**data)
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ModelError(f"{origin} is not a model configuration of this version of wsigen ({error!r})") from error
+
+    @classmethod
+    def load(cls, folder: Path) -> ModelConfig:
+        """Read ``config.json`` of a model folder; ModelError if there is none."""
+        path = Path(folder) / CONFIG_FILE
+        try:
+            return cls.from_json(path.read_text(encoding="utf-8"), str(path))
+        except OSError as error:
+            raise ModelError(f"{folder} is not a model folder: it holds no readable {CONFIG_FILE}") from error
+
+    @classmethod
+    def preset(cls, name: str) -> ModelConfig:
+        """Return an untrained architecture by name: see :data:`PRESETS`."""
+        if name not in PRESETS:
+            raise ModelError(f"no architecture is called {name!r}; there are: {', '.join(PRESETS)}")
+        return PRESETS[name]
+
+
+LIZARD_CLASSES = ClassTable.from_config(
+    [
+        {"index": 1, "name": "neutrophil", "colour": "#e6194b"},
+        {"index": 2, "name": "epithelial", "colour": "#3cb44b"},
+        {"index": 3, "name": "lymphocyte", "colour": "#4363d8"},
+        {"index": 4, "name": "plasma", "colour": "#42d4f4"},
+        {"index": 5, "name": "eosinophil", "colour": "#f58231"},
+        {"index": 6, "name": "connective", "colour": "#ffe119"},
+    ]
+)
+
+_COLON = ModelConfig(name="nasdm-colon-20x", classes=LIZARD_CLASSES, mpp=0.5)
+
+PRESETS: dict[str, ModelConfig] = {
+    # The network of Shrivastava and Fletcher (NASDM, MICCAI 2023) with the settings of its released training command.
+    "nasdm-paper": ModelConfig(
+        name="nasdm-paper",
+        classes=LIZARD_CLASSES,
+        mpp=0.5,
+        schedule="linear",
+        prediction="eps",
+        learned_variance=True,
+        window=128,
+        overlap=16,
+        num_inference_steps=1000,
+        sampler="ddpm",
+        unet=UNetConfig(
+            channels=(256, 256, 512, 768, 1024),
+            attention_levels=(2, 3, 4),
+            patch=1,
+            spade_hidden=128,
+            spade_resize="nearest",
+            condition_in_encoder=False,
+            context=False,
+            style_dim=0,
+        ),
+    ),
+    "nasdm-colon-20x": _COLON,
+    # Small enough to train and sample in seconds on a CPU: for tests and for learning the code.
+    "tiny": replace(
+        _COLON,
+        name="tiny",
+        window=64,
+        overlap=8,
+        num_inference_steps=2,
+        unet=UNetConfig(
+            channels=(16, 32),
+            num_res_blocks=1,
+            attention_levels=(1,),
+            head_channels=16,
+            spade_hidden=16,
+            norm_groups=8,
+        ),
+        styles=(StainStyle(name="violet"),),
+        default_style="violet",
+    ),
+}

@@ -1,0 +1,77 @@
+"""The denoising loop: one batch of windows from noise to pixels.
+
+At every step the network's output becomes a prediction of the clean image, which is clamped and overwritten where
+pixels are known, and only then does the solver move. What is known therefore stays exactly as it is, and the rest
+grows around it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from wsigen.diffusion.gaussian import to_x0
+from wsigen.diffusion.guidance import guide, is_guided
+from wsigen.diffusion.samplers import Sampler
+from wsigen.diffusion.schedules import NoiseSchedule
+from wsigen.models.conditioning import null_planes
+from wsigen.models.nasdm import NasdmModel
+
+
+@dataclass(frozen=True)
+class WindowInputs:
+    """Conditions of a batch of windows, on the network's device; shapes as :meth:`NasdmModel.forward` takes them."""
+
+    planes: Tensor  # (B, P, H, W)
+    context: Tensor  # (B, 3, H, W) in [-1, 1], 0 where unknown
+    known: Tensor  # (B, 1, H, W), 0 or 1
+    style: Tensor  # (B, 6) normalised
+
+
+@torch.inference_mode()
+def denoise(
+    model: NasdmModel,
+    schedule: NoiseSchedule,
+    sampler: Sampler,
+    inputs: WindowInputs,
+    initial_noise: Tensor,
+    step_noise: Callable[[int], Tensor] | None = None,
+    guidance_scale: float = 1.0,
+) -> Tensor:
+    """Paint a batch: return (B, 3, H, W) float32 in [-1, 1].
+
+    ``initial_noise`` is (B, 3, H, W) float32; ``step_noise(i)`` gives the fresh noise of solver step i, for samplers
+    that need it. The network runs in the dtype of its own parameters, everything else in float32.
+    """
+    dtype = next(model.parameters()).dtype
+    planes, context = inputs.planes.to(dtype), inputs.context.to(dtype)
+    known, style = inputs.known.to(dtype), inputs.style.to(dtype)
+    unknown = inputs.known < 0.5
+    branches = [(planes, model.spade_cache(planes))]
+    if is_guided(guidance_scale):
+        empty = null_planes(planes)
+        branches.append((empty, model.spade_cache(empty)))
+
+    x, state = initial_noise, sampler.init_state()
+    for index, timestep in enumerate(sampler.timesteps):
+        t = torch.full((len(x),), timestep, device=x.device)
+        noisy = x.to(dtype).contiguous(memory_format=torch.channels_last)
+        outputs = [model(noisy, t, given, context, known, style, cache).float() for given, cache in branches]
+        prediction, raw_variance = _split_variance(outputs[0])
+        if len(outputs) == 2:
+            prediction = guide(prediction, _split_variance(outputs[1])[0], guidance_scale)
+        x0 = to_x0(model.config.prediction, prediction, x, t, schedule).clamp(-1, 1)
+        x0 = torch.where(unknown, x0, inputs.context)
+        last = index == len(sampler.timesteps) - 1
+        noise = step_noise(index) if sampler.needs_noise and not last and step_noise is not None else None
+        log_variance = None if raw_variance is None else sampler.log_variance(index, raw_variance)
+        x, state = sampler.step(index, x, x0, noise, state, log_variance)
+    return x
+
+
+def _split_variance(output: Tensor) -> tuple[Tensor, Tensor | None]:
+    """Separate the mean's three channels from the learned variance's, where there are any."""
+    return (output[:, :3], output[:, 3:]) if output.shape[1] == 6 else (output, None)

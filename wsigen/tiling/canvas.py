@@ -1,0 +1,364 @@
+"""The canvas: the painted pixels on disk, and with them the journal of what is done.
+
+A Zarr v3 group with one array per colour. An array holds only the pixels that its colour owns, close together; a chunk
+is what one (block, colour) owns. It is written whole, once and atomically (Zarr's LocalStore writes a temporary file
+and renames it), with a checksum, and also when it is blank. A chunk that decodes is therefore a finished piece of work
+and nothing else needs to be recorded. Two traps shape this: a repeated task must not see pixels of its own stage, so
+the arrays of earlier stages are the only ones it opens; and concurrent writers must never share a chunk.
+
+``run.json`` lies beside the arrays, is written first, and says which run the pixels belong to.
+"""
+
+import json
+import os
+import shutil
+import tempfile
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import zarr
+from zarr.codecs import BytesCodec, Crc32cCodec, ZstdCodec
+from zarr.storage import LocalStore
+
+from wsigen.errors import StoreError
+from wsigen.tiling.grid import COLOURS, STAGES, Block, BlockGrid, Colour, Segment, WindowGrid
+
+RUN_FILE = "run.json"
+FORMAT = "wsigen canvas 1"
+CACHE_BYTES = 256 << 20  # decoded chunks kept in memory; a task of default size touches about 90 MB of them
+DECODERS = 4  # threads that decode a row of blocks; zstd and the checksum release the interpreter
+
+Slices = tuple[slice, slice]
+
+
+class Canvas:
+    """A canvas store on disk. Threads may share it; processes each open their own."""
+
+    def __init__(self, path: Path, layout: BlockGrid, run: Mapping[str, Any], cache_bytes: int = CACHE_BYTES) -> None:
+        self.path = path
+        self.layout = layout
+        self.grid = layout.grid
+        self.run = dict(run)
+        self._arrays: dict[Colour, zarr.Array] = {}
+        self._cache = ChunkCache(cache_bytes)
+
+    @classmethod
+    def create(cls, path: str | os.PathLike, layout: BlockGrid, run: Mapping[str, Any]) -> "Canvas":
+        """Start an empty canvas in a folder that does not exist yet, or is empty.
+
+        ``run`` is plain JSON that says what decides the pixels, from run_record. Raises StoreError if there is
+        something at ``path``.
+        """
+        path = Path(path)
+        if path.exists() and not _is_empty(path):
+            raise StoreError(f"{path}: exists already; resume it, remove it, or choose another place")
+        path.mkdir(parents=True, exist_ok=True)
+        sizes = {"width": layout.grid.width, "height": layout.grid.height}
+        windows = {"window": layout.grid.window, "overlap": layout.grid.overlap}
+        record = {"format": FORMAT, "grid": sizes | windows, "block_windows": 2 * layout.b, "run": dict(run)}
+        write_json(path / RUN_FILE, record)
+        return cls.open(path)._create_arrays()
+
+    @classmethod
+    def open(cls, path: str | os.PathLike, cache_bytes: int = CACHE_BYTES) -> "Canvas":
+        """Open a canvas. Raises StoreError if there is none, or one of another format."""
+        path = Path(path)
+        try:
+            record = json.loads((path / RUN_FILE).read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise StoreError(
+                f"{path}: no canvas here ({RUN_FILE} is missing or damaged); choose another place"
+            ) from error
+        if not isinstance(record, dict) or record.get("format") != FORMAT:
+            raise StoreError(f"{path / RUN_FILE}: not of format {FORMAT!r}; written by another version, render again")
+        layout = BlockGrid(WindowGrid(**record["grid"]), record["block_windows"] // 2)
+        return cls(path, layout, record["run"], cache_bytes)
+
+    @classmethod
+    def resume(cls, path: str | os.PathLike, layout: BlockGrid, run: Mapping[str, Any]) -> "Canvas":
+        """Open the canvas of the same run, or create it. A canvas keeps its block size: pixels do not depend on it.
+
+        Raises StoreError naming what differs if the canvas belongs to another run.
+        """
+        if not Path(path).exists() or _is_empty(Path(path)):
+            return cls.create(path, layout, run)
+        canvas = cls.open(path)
+        if difference := _first_difference(canvas.run, _as_json(run)) or _grid_difference(canvas.grid, layout.grid):
+            key, stored, wanted = difference
+            raise StoreError(
+                f"{path}: belongs to another run ({key} is {stored!r} there and {wanted!r} here); "
+                "remove it or choose another place"
+            )
+        for leftover in canvas.path.rglob("*.partial"):  # of a writer that was killed
+            leftover.unlink(missing_ok=True)
+        return canvas._create_arrays()
+
+    def remove(self) -> None:
+        """Delete the store."""
+        self._arrays.clear()
+        self._cache.clear()
+        shutil.rmtree(self.path)
+
+    def is_done(self, block: Block, colour: Colour) -> bool:
+        """Whether a chunk is there and decodes with the right checksum. One without windows is done from the start.
+
+        Reads the chunk: what a crash of the machine truncated or damaged counts as not done and is painted again.
+        """
+        if not self.layout.windows(block, colour):
+            return True
+        try:
+            return self._decode(block, colour) is not None
+        except StoreError:
+            return False
+
+    def write(self, block: Block, colour: Colour, pixels: np.ndarray) -> None:
+        """Write the chunk of one (block, colour): uint8 (b * owned height, b * owned width, 3), see BlockGrid.
+
+        Raises StoreError if the file system refuses it.
+        """
+        width, height = self.layout.chunk_size(colour)
+        if pixels.shape != (height, width, 3) or pixels.dtype != np.uint8:
+            raise ValueError(f"chunk {colour} is uint8 {(height, width, 3)}, not {pixels.dtype} {pixels.shape}")
+        try:
+            self._array(colour)[self._selection(block, colour)] = pixels
+        except OSError as error:
+            raise StoreError(f"{self.path}: cannot be written ({error}); mend that and resume") from error
+
+    def read_region(
+        self, x: int, y: int, width: int, height: int, stages_below: int = STAGES, require: bool = False
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Pixels painted by stages before ``stages_below``: uint8 (height, width, 3), and bool (height, width) known.
+
+        The region may reach beyond the slide. Unknown pixels are 0. Chunks that are not there yet, or damaged, are
+        unknown; with ``require`` they raise StoreError instead, for a task that relies on its predecessors.
+        """
+        rgb = np.zeros((height, width, 3), np.uint8)
+        known = np.zeros((height, width), bool)
+        for (block, colour), pieces in self._pieces(x, y, width, height, stages_below).items():
+            chunk = self._chunk(block, colour, require)
+            if chunk is not None:
+                for target, source in pieces:
+                    rgb[target], known[target] = chunk[source], True
+        return rgb, known
+
+    def _pieces(self, x: int, y: int, width: int, height: int, stages_below: int) -> dict[tuple[Block, Colour], list]:
+        """Where the pixels of a region lie: for each chunk its pieces as pairs of (slices in region, in chunk)."""
+        pieces: dict[tuple[Block, Colour], list[tuple[Slices, Slices]]] = {}
+        columns = list(self.grid.x_axis.segments(x, x + width))
+        for row in self.grid.y_axis.segments(y, y + height):
+            for column in columns:
+                colour = Colour(column.parity, row.parity)
+                if colour.stage < stages_below:
+                    q, rows = _within_chunk(row, self.layout.b * self.grid.y_axis.owned_length(row.parity))
+                    p, cols = _within_chunk(column, self.layout.b * self.grid.x_axis.owned_length(column.parity))
+                    target = slice(row.start - y, row.stop - y), slice(column.start - x, column.stop - x)
+                    pieces.setdefault((Block(p, q), colour), []).append((target, (rows, cols)))
+        return pieces
+
+    def _chunk(self, block: Block, colour: Colour, require: bool) -> np.ndarray | None:
+        cached = self._cache.get((block, colour))
+        if cached is not None:
+            return cached
+        try:
+            chunk = self._decode(block, colour)
+        except StoreError:
+            if require:
+                raise
+            return None
+        if chunk is None and require:
+            raise StoreError(f"{self._file(block, colour)}: missing, though it should be painted; render again")
+        if chunk is not None:
+            self._cache.put((block, colour), chunk)
+        return chunk
+
+    def _decode(self, block: Block, colour: Colour) -> np.ndarray | None:
+        """Read a chunk from disk, None if it is not there. Raises StoreError if it is damaged."""
+        # Zarr answers a chunk that is not there with the fill value, so the file has to be asked for first.
+        file = self._file(block, colour)
+        if not file.is_file():
+            return None
+        try:
+            return np.asarray(self._array(colour)[self._selection(block, colour)])
+        except (ValueError, RuntimeError, OSError) as error:
+            raise StoreError(f"{file}: damaged ({error}); render again, it will be painted anew") from error
+
+    def _selection(self, block: Block, colour: Colour) -> tuple[slice, slice]:
+        width, height = self.layout.chunk_size(colour)
+        return slice(block[1] * height, (block[1] + 1) * height), slice(block[0] * width, (block[0] + 1) * width)
+
+    def _file(self, block: Block, colour: Colour) -> Path:
+        # The default chunk keys of Zarr v3.
+        return self.path / _array_name(colour) / "c" / str(block[1]) / str(block[0]) / "0"
+
+    def _create_arrays(self) -> "Canvas":
+        """Create the arrays that are missing; only the process that drives a run does so."""
+        for colour in COLOURS:
+            folder = self.path / _array_name(colour)
+            if not (folder / "zarr.json").is_file():
+                width, height = self.layout.chunk_size(colour)
+                zarr.create_array(
+                    LocalStore(folder),
+                    shape=(height * self.layout.rows, width * self.layout.columns, 3),
+                    chunks=(height, width, 3),
+                    dtype="uint8",
+                    fill_value=0,
+                    serializer=BytesCodec(),
+                    compressors=[ZstdCodec(level=1), Crc32cCodec()],
+                    dimension_names=("y", "x", "rgb"),
+                )
+        return self
+
+    def _array(self, colour: Colour) -> zarr.Array:
+        if colour not in self._arrays:
+            folder = self.path / _array_name(colour)
+            try:
+                array = zarr.open_array(LocalStore(folder), mode="r+")
+            except (OSError, ValueError) as error:
+                raise StoreError(f"{folder}: missing or damaged ({error}); remove the canvas, render again") from error
+            # Blank chunks leave no file unless each handle is told so; it is not stored in the array's metadata.
+            self._arrays[colour] = array.with_config({"write_empty_chunks": True})
+        return self._arrays[colour]
+
+
+def canvas_rows(canvas: Canvas) -> Callable[[int, int], np.ndarray]:
+    """Return ``read_rows(y0, y1)`` -> uint8 (y1 - y0, width, 3) over a finished canvas, for a writer of bands.
+
+    Bands are asked for from top to bottom. Each row of blocks is decoded once, and kept in a temporary file that is
+    mapped into memory until the next row of blocks is asked for: a slide of 100,000 pixels has 1 GB of them.
+    ``read_rows`` raises StoreError where the canvas is not finished.
+    """
+    return _Rows(canvas).read
+
+
+class _Rows:
+    """One decoded row of blocks, with the bands cut from it."""
+
+    def __init__(self, canvas: Canvas) -> None:
+        self._canvas = Canvas(canvas.path, canvas.layout, canvas.run, cache_bytes=0)
+        self._row = -1  # the row of blocks that is held
+        self._pixels: np.ndarray = np.empty((0, 0, 3), np.uint8)
+        self._lock = threading.Lock()
+
+    def read(self, y0: int, y1: int) -> np.ndarray:
+        """Rows [y0, y1) of the slide."""
+        grid, step = self._canvas.grid, self._canvas.layout.pixels
+        if not 0 <= y0 < y1 <= grid.height:
+            raise ValueError(f"rows {y0} to {y1} of a slide of {grid.height}")
+        band = np.empty((y1 - y0, grid.width, 3), np.uint8)
+        with self._lock:
+            for q in range(y0 // step, (y1 - 1) // step + 1):
+                top, bottom = max(y0, q * step), min(y1, (q + 1) * step)
+                band[top - y0 : bottom - y0] = self._block_row(q)[top - q * step : bottom - q * step]
+        return band
+
+    def _block_row(self, q: int) -> np.ndarray:
+        if q != self._row:
+            self._pixels = self._load(q)
+            self._row = q
+        return self._pixels
+
+    def _load(self, q: int) -> np.ndarray:
+        layout = self._canvas.layout
+        shape = (layout.region(Block(0, q)).height, self._canvas.grid.width, 3)
+        pixels = _scratch(shape, self._canvas.path)
+
+        def load(p: int) -> None:
+            x, y, width, height = layout.region(Block(p, q))
+            # Blocks are read without a margin, so that each of their four chunks is decoded once.
+            pixels[:, x : x + width], _ = self._canvas.read_region(x, y, width, height, require=True)
+
+        with ThreadPoolExecutor(DECODERS) as pool:
+            list(pool.map(load, range(layout.columns)))
+        return pixels
+
+
+class ChunkCache:
+    """Decoded chunks, the least recently used dropped first. Done chunks never change, so none is ever stale."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._size = 0
+        self._chunks: OrderedDict[Any, np.ndarray] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def get(self, key: Any) -> np.ndarray | None:
+        """Return a chunk, None if it is not held."""
+        with self._lock:
+            if key in self._chunks:
+                self._chunks.move_to_end(key)
+            return self._chunks.get(key)
+
+    def put(self, key: Any, chunk: np.ndarray) -> None:
+        """Hold a chunk unless it alone exceeds the limit."""
+        if chunk.nbytes > self._limit:
+            return
+        with self._lock:
+            if key not in self._chunks:
+                self._size += chunk.nbytes
+            self._chunks[key] = chunk
+            while self._size > self._limit:
+                self._size -= self._chunks.popitem(last=False)[1].nbytes
+
+    def clear(self) -> None:
+        """Drop everything."""
+        with self._lock:
+            self._chunks.clear()
+            self._size = 0
+
+
+def _within_chunk(run: Segment, length: int) -> tuple[int, slice]:
+    """Chunk number along the compact axis of a run of pixels, for chunks of ``length``, and its place in it."""
+    chunk, start = divmod(run.compact_start, length)
+    return chunk, slice(start, start + run.stop - run.start)
+
+
+def write_json(path: Path, record: Mapping[str, Any]) -> None:
+    """Write JSON atomically: a reader finds the old file or the new one, never a part."""
+    partial = path.with_suffix(".partial")
+    partial.write_text(json.dumps(record, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    partial.replace(path)
+
+
+def _is_empty(path: Path) -> bool:
+    """Whether a folder holds nothing: what is left if a run ends before its first file."""
+    return path.is_dir() and not any(path.iterdir())
+
+
+def _array_name(colour: Colour) -> str:
+    return f"colour-{colour[0]}{colour[1]}"
+
+
+def _as_json(value: Any) -> Any:
+    """What ``value`` is after a round trip through a file: tuples become lists."""
+    return json.loads(json.dumps(value))
+
+
+def _first_difference(stored: Any, wanted: Any, key: str = "") -> tuple[str, Any, Any] | None:
+    """Dotted key and both values of the first difference of two JSON values, None if they are equal."""
+    if isinstance(stored, dict) and isinstance(wanted, dict):
+        for name in sorted(stored.keys() | wanted.keys()):
+            found = _first_difference(stored.get(name), wanted.get(name), f"{key}.{name}" if key else name)
+            if found:
+                return found
+        return None
+    return None if stored == wanted else (key, stored, wanted)
+
+
+def _grid_difference(stored: WindowGrid, wanted: WindowGrid) -> tuple[str, Any, Any] | None:
+    for name in ("width", "height", "window", "overlap"):
+        if getattr(stored, name) != getattr(wanted, name):
+            return name, getattr(stored, name), getattr(wanted, name)
+    return None
+
+
+def _scratch(shape: tuple[int, ...], folder: Path, in_memory: int = 256 << 20) -> np.ndarray:
+    """An array in memory if it is small, else in an unnamed file in ``folder`` that vanishes with it."""
+    if int(np.prod(shape)) <= in_memory:
+        return np.empty(shape, np.uint8)
+    with tempfile.TemporaryFile(dir=folder) as file:
+        return np.memmap(file, np.uint8, "w+", shape=shape)

@@ -1,0 +1,308 @@
+"""The window grid: which windows there are, in which order they are painted, and which pixels each of them owns.
+
+Windows of ``window`` pixels overlap by ``overlap`` and start at (0, 0) with the stride S = window - overlap. Window
+(i, j) has the colour (i % 2, j % 2) and is painted in one of three stages: (0, 0), then (1, 0) and (0, 1) together,
+then (1, 1). A pixel belongs to the first stage that covers it and is never repainted. Ownership is therefore separable:
+along each axis even windows own all their W pixels and odd ones the W - 2 O in their middle, so that the pixels of one
+axis repeat with the period 2 S::
+
+    |<----- even: W ----->|<- odd: W - 2 O ->|<----- even: W ----->| ...
+    0                     W                 2 S                 2 S + W
+
+All of it is arithmetic on integers, one axis at a time; nothing here reads a file or knows about torch.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from typing import NamedTuple
+
+from wsigen.errors import SettingsError
+
+
+class Colour(NamedTuple):
+    """Parity of a window's column and row; a pixel has the colour of the window that owns it."""
+
+    x: int
+    y: int
+
+    @property
+    def stage(self) -> int:
+        """Stage in which windows of this colour are painted: 0, 1 or 2."""
+        return self.x + self.y
+
+
+STAGE_COLOURS: tuple[tuple[Colour, ...], ...] = ((Colour(0, 0),), (Colour(1, 0), Colour(0, 1)), (Colour(1, 1),))
+COLOURS = tuple(colour for stage in STAGE_COLOURS for colour in stage)
+STAGES = len(STAGE_COLOURS)
+
+
+class Window(NamedTuple):
+    """Column and row of a window in the grid."""
+
+    i: int
+    j: int
+
+    @property
+    def colour(self) -> Colour:
+        """Parity of column and row."""
+        return Colour(self.i % 2, self.j % 2)
+
+    @property
+    def stage(self) -> int:
+        """Stage in which the window is painted: 0, 1 or 2."""
+        return self.colour.stage
+
+
+class Block(NamedTuple):
+    """Column and row of a block of windows."""
+
+    p: int
+    q: int
+
+
+class Rectangle(NamedTuple):
+    """Pixels [x, x + width) x [y, y + height) at level 0."""
+
+    x: int
+    y: int
+    width: int
+    height: int
+
+
+class Segment(NamedTuple):
+    """A run of pixels of one axis that windows of one parity own, and where they lie in the compact axis.
+
+    ``index`` counts windows of this parity (window 2 * index + parity).
+    """
+
+    parity: int
+    index: int
+    start: int
+    stop: int
+    compact_start: int
+
+
+@dataclass(frozen=True)
+class Axis:
+    """One axis of the grid. Pixels may lie outside the slide, on the left too: windows are counted without end."""
+
+    length: int
+    window: int
+    overlap: int
+
+    @property
+    def stride(self) -> int:
+        """Distance of neighbouring windows in pixels."""
+        return self.window - self.overlap
+
+    @property
+    def count(self) -> int:
+        """Number of windows that own a pixel of the slide."""
+        return self.owner(self.length - 1) + 1
+
+    def owned_length(self, parity: int) -> int:
+        """Pixels that a window of this parity owns: W if even, W - 2 O if odd."""
+        return self.window - 2 * self.overlap * parity
+
+    def owned_start(self, i: int) -> int:
+        """First pixel that window ``i`` owns."""
+        return i * self.stride + self.overlap * (i % 2)
+
+    def owner(self, pixel: int) -> int:
+        """The window that owns a pixel."""
+        period, rest = divmod(pixel, 2 * self.stride)
+        return 2 * period + (rest >= self.window)
+
+    def neighbours(self, i: int) -> range:
+        """Existing windows that own pixels within window ``i``, itself included: only odd windows look aside."""
+        return range(i - i % 2, min(i + i % 2 + 1, self.count))
+
+    def covering(self, start: int, stop: int) -> range:
+        """Existing windows that own a pixel of [start, stop)."""
+        start, stop = max(start, 0), min(stop, self.length)
+        return range(self.owner(start), self.owner(stop - 1) + 1) if start < stop else range(0)
+
+    def segments(self, start: int, stop: int) -> Iterator[Segment]:
+        """Cut [start, stop) into runs that one existing window owns; what no such window owns is left out.
+
+        The last window may own pixels beyond the slide; they are painted like all others and cropped at the end.
+        """
+        start = max(start, 0)
+        while start < stop and (i := self.owner(start)) < self.count:
+            parity, first = i % 2, self.owned_start(i)
+            end = min(stop, first + self.owned_length(parity))
+            yield Segment(parity, i // 2, start, end, i // 2 * self.owned_length(parity) + start - first)
+            start = end
+
+
+@dataclass(frozen=True)
+class WindowGrid:
+    """Windows of a slide of ``width`` x ``height`` pixels.
+
+    Raises SettingsError for sizes that do not fit: the slide has at least one pixel, ``window`` is a multiple of 16,
+    ``overlap`` a multiple of 8 with 8 <= overlap <= 3/8 window (beyond that odd windows own too little of themselves).
+    """
+
+    width: int
+    height: int
+    window: int = 256
+    overlap: int = 32
+
+    def __post_init__(self) -> None:
+        if self.width < 1 or self.height < 1:
+            raise SettingsError(f"slide size {self.width} x {self.height}: both must be at least 1 pixel")
+        if self.window < 32 or self.window % 16:
+            raise SettingsError(f"--window {self.window}: must be a multiple of 16, at least 32")
+        highest = 3 * self.window // 8 // 8 * 8
+        if self.overlap % 8 or not 8 <= self.overlap <= highest:
+            raise SettingsError(
+                f"--overlap {self.overlap}: must be a multiple of 8 from 8 to {highest} for --window {self.window}"
+            )
+
+    @cached_property
+    def x_axis(self) -> Axis:
+        """The horizontal axis."""
+        return Axis(self.width, self.window, self.overlap)
+
+    @cached_property
+    def y_axis(self) -> Axis:
+        """The vertical axis."""
+        return Axis(self.height, self.window, self.overlap)
+
+    @property
+    def stride(self) -> int:
+        """Distance of neighbouring windows in pixels."""
+        return self.window - self.overlap
+
+    @cached_property
+    def columns(self) -> int:
+        """Number of window columns."""
+        return self.x_axis.count
+
+    @cached_property
+    def rows(self) -> int:
+        """Number of window rows."""
+        return self.y_axis.count
+
+    def windows(self, region: Rectangle | None = None) -> Iterator[Window]:
+        """Windows that own a pixel of the region (default: of the slide), row by row."""
+        x, y, width, height = region or (0, 0, self.width, self.height)
+        columns = self.x_axis.covering(x, x + width)
+        return (Window(i, j) for j in self.y_axis.covering(y, y + height) for i in columns)
+
+    def origin(self, window: Window) -> tuple[int, int]:
+        """Upper left pixel (x, y) of a window."""
+        return window[0] * self.stride, window[1] * self.stride
+
+    def owner(self, x: int, y: int) -> Window:
+        """The window that owns a pixel."""
+        return Window(self.x_axis.owner(x), self.y_axis.owner(y))
+
+    def extent(self, window: Window) -> Rectangle:
+        """All pixels of a window: what the model sees, context included."""
+        return Rectangle(*self.origin(window), self.window, self.window)
+
+    def owned(self, window: Window) -> Rectangle:
+        """The pixels that a window owns. At the right and lower edge they may reach beyond the slide."""
+        (i, j), (width, height) = window, self.owned_size(Window(*window).colour)
+        return Rectangle(self.x_axis.owned_start(i), self.y_axis.owned_start(j), width, height)
+
+    def owned_size(self, colour: Colour) -> tuple[int, int]:
+        """Width and height of what a window of this colour owns."""
+        return self.x_axis.owned_length(colour.x), self.y_axis.owned_length(colour.y)
+
+    def owned_within(self, window: Window) -> tuple[slice, slice]:
+        """Rows and columns of a window's own pixels, counted from the window's origin."""
+        (x, y), own = self.origin(window), self.owned(window)
+        return slice(own.y - y, own.y - y + own.height), slice(own.x - x, own.x - x + own.width)
+
+    def dependencies(self, window: Window) -> tuple[Window, ...]:
+        """Windows whose pixels a window sees as context, of earlier stages all: none, 2 or 8 away from the edges."""
+        columns, rows = self.x_axis.neighbours(window[0]), self.y_axis.neighbours(window[1])
+        return tuple(Window(i, j) for j in rows for i in columns if (i, j) != tuple(window))
+
+    def closure(self, region: Rectangle) -> tuple[Window, ...]:
+        """Every window that must be painted to know a region, in the order of stages."""
+        needed: set[Window] = set()
+        for window in self.windows(region):
+            # The neighbours of neighbours are neighbours already: even windows look no further along their axis.
+            needed.update((window, *self.dependencies(window)))
+        return tuple(sorted(needed, key=lambda w: (w.stage, w.j, w.i)))
+
+
+@dataclass(frozen=True)
+class BlockGrid:
+    """The windows of a grid in blocks of 2 b x 2 b: the unit of work and of storage.
+
+    A block covers the pixels [2 b S p, 2 b S (p + 1)) of an axis, without a gap, since a period of ownership is 2 S.
+    """
+
+    grid: WindowGrid
+    b: int
+
+    def __post_init__(self) -> None:
+        if self.b < 1:
+            raise SettingsError(f"block of {2 * self.b} windows: must be at least 2")
+
+    @property
+    def columns(self) -> int:
+        """Number of block columns."""
+        return -(-self.grid.columns // (2 * self.b))
+
+    @property
+    def rows(self) -> int:
+        """Number of block rows."""
+        return -(-self.grid.rows // (2 * self.b))
+
+    @property
+    def pixels(self) -> int:
+        """Pixels of a block along each axis."""
+        return 2 * self.b * self.grid.stride
+
+    def blocks(self) -> Iterator[Block]:
+        """All blocks, row by row."""
+        return (Block(p, q) for q in range(self.rows) for p in range(self.columns))
+
+    def block_of(self, window: Window) -> Block:
+        """The block that holds a window."""
+        return Block(window[0] // (2 * self.b), window[1] // (2 * self.b))
+
+    def region(self, block: Block) -> Rectangle:
+        """The pixels that a block's windows own, cropped to the slide."""
+        x, y = block[0] * self.pixels, block[1] * self.pixels
+        return Rectangle(x, y, min(self.pixels, self.grid.width - x), min(self.pixels, self.grid.height - y))
+
+    def windows(self, block: Block, colour: Colour) -> tuple[Window, ...]:
+        """Existing windows of one colour in a block, row by row."""
+        first_i, first_j = 2 * self.b * block[0], 2 * self.b * block[1]
+        columns = range(first_i + colour[0], min(first_i + 2 * self.b, self.grid.columns), 2)
+        rows = range(first_j + colour[1], min(first_j + 2 * self.b, self.grid.rows), 2)
+        return tuple(Window(i, j) for j in rows for i in columns)
+
+    def chunk_size(self, colour: Colour) -> tuple[int, int]:
+        """Width and height of what one block owns of one colour, stored compactly."""
+        width, height = self.grid.owned_size(colour)
+        return self.b * width, self.b * height
+
+    def within_chunk(self, window: Window) -> tuple[slice, slice]:
+        """Rows and columns that a window's own pixels take within the chunk of its block and colour."""
+        width, height = self.grid.owned_size(Window(*window).colour)
+        x, y = window[0] // 2 % self.b * width, window[1] // 2 % self.b * height
+        return slice(y, y + height), slice(x, x + width)
+
+
+def block_windows(grid: WindowGrid, batch_size: int, workers: int, largest: int = 16, tasks_per_worker: int = 4) -> int:
+    """Windows along the side of a block, a power of two from 2 to ``largest``; pixels do not depend on it.
+
+    Large blocks cost less to schedule and to store; small slides are cut finer, so that every worker gets several
+    blocks, but not so fine that a stage of one block no longer fills a batch, unless workers would go without any.
+    """
+    side = largest
+    while side > 2:
+        blocks = -(-grid.columns // side) * -(-grid.rows // side)
+        half_fills_batch = (side // 4) ** 2 >= batch_size
+        if blocks >= tasks_per_worker * workers or (blocks >= workers and not half_fills_batch):
+            break
+        side //= 2
+    return side

@@ -1,0 +1,43 @@
+"""What training needs to know of each pixel, computed once an image: edges, tissue, glass.
+
+The tissue plane comes from smoothed optical density, so that it is as coarse as one that a person or a tissue
+detector draws. The derived one follows the rule for masks without a tissue plane.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from wsigen.masks.conditions import deep_glass, instance_edges, tissue_near_nuclei
+from wsigen.models.stain import tissue_from_density
+
+UNAVAILABLE = 255
+
+
+@dataclass(frozen=True)
+class PixelFields:
+    """Planes of one image, each (H, W) uint8, packed for the device by :class:`wsigen.training.patches.PatchBank`."""
+
+    classes: np.ndarray  # 0 background, then classes
+    edges: np.ndarray  # bit 0: edge between instances, bit 1: edge between classes
+    tissue: np.ndarray  # 0 glass, 1 tissue
+    derived: np.ndarray  # 0 glass, 1 tissue, 255 unknown
+    glass: np.ndarray  # 1 where the painter pins glass
+    known: np.ndarray  # 1 where pixels are available
+
+
+def pixel_fields(rgb: np.ndarray, labels: np.ndarray, instances: np.ndarray, mpp: float) -> PixelFields:
+    """Compute the planes of one image from its ``labels`` (255 = unavailable) and ``instances``."""
+    known = labels != UNAVAILABLE
+    classes = np.where(known, labels, 0).astype(np.uint8)
+    tissue = tissue_from_density(rgb, classes > 0, known)
+    return PixelFields(
+        classes=classes,
+        edges=instance_edges(instances) | (instance_edges(classes) << 1),
+        tissue=tissue,
+        derived=tissue_near_nuclei(classes, mpp),
+        glass=deep_glass(tissue).astype(np.uint8),
+        known=known.astype(np.uint8),
+    )

@@ -1,0 +1,181 @@
+"""Random labelled crops, cut on the device: every training pixel lives in its memory, so no loader can be slow.
+
+Crops lie wholly inside available pixels. They are drawn in proportion to what they hold, so that rare classes are
+seen; each is flipped and turned at random (the eight symmetries of the square, exact on pixels).
+"""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from wsigen.errors import DataError, ModelError
+from wsigen.models.stain import StainStyle, StyleRange, measure_style
+from wsigen.training.fields import PixelFields, pixel_fields
+from wsigen.training.manifest import (
+    Manifest,
+    TrainingImage,
+    image_path,
+    instance_path,
+    label_path,
+    read_label,
+    read_rgb,
+)
+from wsigen.training.settings import TrainSettings
+
+PLANES = 8  # r, g, b, classes, edges, tissue, derived tissue, glass
+PRESENT_PIXELS = 40  # a class counts as present in a crop from this many pixels: about a third of a lymphocyte
+
+
+@dataclass(frozen=True)
+class Crops:
+    """A batch of raw crops: bytes (B, 8, W, W) uint8 in the order of PLANES, and the group each was cut from."""
+
+    planes: Tensor
+    group: Tensor
+
+
+@dataclass(frozen=True)
+class CropTable:
+    """Where crops of one window size may be cut: (N,) image index, x, y and cumulative sampling weight."""
+
+    image: Tensor
+    x: Tensor
+    y: Tensor
+    cumulative: Tensor
+
+
+class PatchBank:
+    """All images of one split, on a device.
+
+    ``split`` is "train" or "val"; group statistics (stain styles) are kept by group.
+    """
+
+    def __init__(self, folder: Path, manifest: Manifest, split: str, settings: TrainSettings, device: torch.device):
+        self.settings, self.device = settings, device
+        self.entries = [entry for entry in manifest.images if entry.split == split]
+        if not self.entries:
+            raise DataError(f"{folder}: the manifest lists no image of split {split!r}; hold out or add some")
+        self.class_count = len(manifest.classes)
+        with ThreadPoolExecutor(8) as pool:
+            loaded = list(pool.map(lambda entry: _load(folder, entry, manifest.mpp), self.entries))
+        self._fields = [fields for _, fields in loaded]
+        sizes = np.array([rgb.shape[0] * rgb.shape[1] for rgb, _ in loaded], np.int64)
+        self.offset = torch.tensor(np.concatenate([[0], np.cumsum(sizes)[:-1]]), device=device)
+        self.width = torch.tensor([rgb.shape[1] for rgb, _ in loaded], device=device)
+        self.pixels = torch.empty((int(sizes.sum()), PLANES), dtype=torch.uint8, device=device)
+        for start, (rgb, fields) in zip(self.offset.tolist(), loaded):
+            packed = np.dstack([rgb, fields.classes, fields.edges, fields.tissue, fields.derived, fields.glass])
+            flat = torch.from_numpy(packed.reshape(-1, PLANES))
+            self.pixels[start : start + len(flat)] = flat.to(device)
+        self.groups, self.styles = _group_styles(self.entries, loaded)
+        index_of = {group: index for index, group in enumerate(self.groups)}
+        self.group = torch.tensor([index_of[entry.group] for entry in self.entries], device=device)
+        self._tables: dict[int, CropTable] = {}
+
+    def style_tensors(self, style_range: StyleRange) -> tuple[Tensor, Tensor, Tensor]:
+        """Per group: normalised style (G, 6), raw style (G, 6), glass white (G, 3) in 0..255, all float32."""
+        raw = np.array([style.vector for style in self.styles], np.float32)
+        glass = np.array([style.glass_rgb for style in self.styles], np.float32)
+        tensors = (torch.from_numpy(array).to(self.device) for array in (style_range.normalise(raw), raw, glass))
+        normalised, raw_tensor, glass_tensor = tensors
+        return normalised, raw_tensor, glass_tensor
+
+    def table(self, window: int) -> CropTable:
+        """Crops of one size with their sampling weights; DataError when no image can hold one."""
+        if window not in self._tables:
+            self._tables[window] = self._build_table(window)
+        return self._tables[window]
+
+    def sample(self, window: int, batch: int, generator: torch.Generator) -> Crops:
+        """Draw ``batch`` crops of ``window`` px, with random flips and right-angle turns."""
+        table = self.table(window)
+        draw = torch.rand(batch, generator=generator, device=self.device, dtype=torch.float64)
+        row = torch.searchsorted(table.cumulative, draw).clamp(max=len(table.image) - 1)
+        turn = torch.randint(0, 8, (batch,), generator=generator, device=self.device)
+        return self.cut(table.image[row], table.x[row], table.y[row], window, turn)
+
+    def cut(self, image: Tensor, x: Tensor, y: Tensor, window: int, turn: Tensor) -> Crops:
+        """Cut crops at (x, y) of images; ``turn`` (B,) 0..7 picks a symmetry: bit 0 mirrors x, 1 y, 2 transposes."""
+        steps = torch.arange(window, device=self.device)
+        rows, columns = steps[None, :, None], steps[None, None, :]
+        turn = turn[:, None, None]
+        down = torch.where(turn & 4 > 0, columns, rows)
+        across = torch.where(turn & 4 > 0, rows, columns)
+        across = torch.where(turn & 1 > 0, window - 1 - across, across)
+        down = torch.where(turn & 2 > 0, window - 1 - down, down)
+        index = self.offset[image][:, None, None] + (y[:, None, None] + down) * self.width[image][:, None, None]
+        index = index + x[:, None, None] + across
+        return Crops(self.pixels[index].permute(0, 3, 1, 2), self.group[image])
+
+    def _build_table(self, window: int) -> CropTable:
+        parts = []
+        for index, (entry, fields) in enumerate(zip(self.entries, self._fields)):
+            x, y, weight = self._crops_of(entry, fields, window)
+            parts.append((np.full(len(x), index), x, y, weight))
+        image, x, y, weight = (np.concatenate(column) for column in zip(*parts))
+        if len(image) == 0:
+            raise DataError(f"no image of the split holds {window} x {window} available pixels; take a smaller window")
+        cumulative = np.cumsum(weight, dtype=np.float64)
+        arrays = (image, x, y, cumulative / cumulative[-1])
+        return CropTable(*(torch.from_numpy(array).to(self.device) for array in arrays))
+
+    def _crops_of(self, entry: TrainingImage, fields: PixelFields, window: int) -> tuple[np.ndarray, ...]:
+        """Crop positions of one image and their weights: 1, plus the weight of every class that a crop holds."""
+        height, width = fields.classes.shape
+        if height < window or width < window:
+            empty = np.empty(0, np.int64)
+            return empty, empty, np.empty(0)
+        ys = np.unique(np.append(np.arange(0, height - window + 1, self.settings.crop_stride), height - window))
+        xs = np.unique(np.append(np.arange(0, width - window + 1, self.settings.crop_stride), width - window))
+        full = _window_sums(fields.known, ys, xs, window) == window * window
+        weight = np.ones(full.shape)
+        for index, extra in enumerate(self.settings.rare_class_weight):
+            weight += extra * (_window_sums(fields.classes == index + 1, ys, xs, window) >= PRESENT_PIXELS)
+        if entry.label_quality == "machine":
+            weight *= self.settings.machine_label_weight
+        rows, columns = np.nonzero(full)
+        return xs[columns].astype(np.int64), ys[rows].astype(np.int64), weight[rows, columns]
+
+
+def _window_sums(plane: np.ndarray, ys: np.ndarray, xs: np.ndarray, window: int) -> np.ndarray:
+    """Sum of a plane over windows with their upper left corner at every (y, x), through an integral image."""
+    integral = np.zeros((plane.shape[0] + 1, plane.shape[1] + 1), np.int64)
+    integral[1:, 1:] = plane.cumsum(axis=0, dtype=np.int64).cumsum(axis=1)
+    low, high, left, right = ys[:, None], ys[:, None] + window, xs[None], xs[None] + window
+    return integral[high, right] - integral[low, right] - integral[high, left] + integral[low, left]
+
+
+def _load(folder: Path, entry: TrainingImage, mpp: float) -> tuple[np.ndarray, PixelFields]:
+    rgb = read_rgb(image_path(folder, entry.name))
+    labels = read_label(label_path(folder, entry.name))
+    instances = read_label(instance_path(folder, entry.name))
+    return rgb, pixel_fields(rgb, labels, instances, mpp)
+
+
+def _group_styles(
+    entries: list[TrainingImage], loaded: list[tuple[np.ndarray, PixelFields]]
+) -> tuple[list[str], list[StainStyle]]:
+    """Measure one stain style a group; a group with too little tissue takes the mean of the others."""
+    pixels: dict[str, list[tuple[np.ndarray, np.ndarray]]] = {}
+    for entry, (rgb, fields) in zip(entries, loaded):
+        known = fields.known > 0
+        pixels.setdefault(entry.group, []).append((rgb[known], fields.glass[known] > 0))
+    styles: dict[str, StainStyle | None] = {}
+    for group, parts in pixels.items():
+        try:
+            rgb, glass = (np.concatenate(column) for column in zip(*parts))
+            styles[group] = measure_style(rgb, glass, group)
+        except ModelError:
+            styles[group] = None
+    measured = [style for style in styles.values() if style is not None]
+    if not measured:
+        raise DataError("no group of images shows enough tissue to measure a stain style")
+    mean = tuple(float(v) for v in np.mean([style.vector for style in measured], axis=0))
+    filled = [style or replace(StainStyle(group), vector=mean) for group, style in styles.items()]
+    return list(styles), filled

@@ -1,0 +1,160 @@
+"""Settings of a training run, read from TOML (the recipes stand in configs/), as frozen dataclasses."""
+
+from __future__ import annotations
+
+import tomllib
+from dataclasses import dataclass, field, fields, is_dataclass
+from pathlib import Path
+from typing import Any, get_type_hints
+
+from wsigen.errors import SettingsError
+
+
+@dataclass(frozen=True)
+class Phase:
+    """A stretch of training that takes its window sizes in turn, one a step."""
+
+    windows: tuple[int, ...]  # side of the square crops, px
+    batches: tuple[int, ...]  # crops a step and process, for each window size
+    steps: int
+
+    def crops_at(self, step: int) -> tuple[int, int]:
+        """Window and batch of a step."""
+        turn = step % len(self.windows)
+        return self.windows[turn], self.batches[turn]
+
+
+@dataclass(frozen=True)
+class ContextSettings:
+    """Shares of the neighbour contexts, and how known pixels are corrupted.
+
+    The first four are the contexts of the painting order: see :mod:`wsigen.tiling.grid`.
+    """
+
+    none: float = 0.28
+    horizontal: float = 0.17  # left and right neighbours are painted
+    vertical: float = 0.17  # upper and lower neighbours are painted
+    ring: float = 0.22  # all around
+    strips: float = 0.16  # any sides, any widths: slide borders and regions
+    usual_overlap: int = 32  # every second context has this overlap, the others any legal one
+    noise: float = 0.04  # largest standard deviation of noise on context pixels, of a range of 2
+    tint: float = 0.02  # standard deviation of a colour offset of the whole context
+    blur: float = 0.2  # share of contexts that are blurred a little
+
+
+@dataclass(frozen=True)
+class ConditionSettings:
+    """Drop-out of conditions."""
+
+    drop: float = 0.1  # null condition, for classifier-free guidance
+    tissue_unknown: float = 0.15  # tissue plane unknown everywhere
+    tissue_derived: float = 0.15  # tissue plane derived from nuclei, as for masks that have none
+    merge_edges: float = 0.3  # edges between touching nuclei of one class dropped, as for masks without instances
+    pin_glass: float = 0.7  # glass given as known pixels, as the painter gives it
+
+
+@dataclass(frozen=True)
+class AugmentSettings:
+    """Stain jitter: optical density is multiplied by exp(N(0, overall) + N(0, channel))."""
+
+    overall: float = 0.10
+    channel: float = 0.05
+    style_noise: float = 0.15  # standard deviation of noise on the normalised style vector
+
+
+@dataclass(frozen=True)
+class TrainSettings:
+    """A whole recipe."""
+
+    architecture: str = "nasdm-colon-20x"
+    seed: int = 0
+    phases: tuple[Phase, ...] = ()
+    learning_rate: float = 4e-4
+    weight_decay: float = 0.01
+    warmup_steps: int = 500
+    decay_steps: int = 2000  # linear decay to a hundredth at the end
+    ema_decay: float = 0.9995
+    max_grad_norm: float = 1.0
+    crop_stride: int = 8
+    rare_class_weight: tuple[float, ...] = ()  # added to a crop's sampling weight when it holds the class
+    machine_label_weight: float = 0.7  # factor for crops whose labels a network made
+    log_every: int = 50
+    evaluate_every: int = 1000
+    checkpoint_every: int = 1000
+    context: ContextSettings = field(default_factory=ContextSettings)
+    condition: ConditionSettings = field(default_factory=ConditionSettings)
+    augment: AugmentSettings = field(default_factory=AugmentSettings)
+    styles: dict[str, str] = field(default_factory=dict)  # style name -> group of images that it is measured on
+    default_style: str = ""
+
+    @property
+    def total_steps(self) -> int:
+        """Steps of all phases."""
+        return sum(phase.steps for phase in self.phases)
+
+    def phase_at(self, step: int) -> Phase:
+        """Phase that step number ``step`` (from 0) belongs to."""
+        for phase in self.phases:
+            if step < phase.steps:
+                return phase
+            step -= phase.steps
+        return self.phases[-1]
+
+    def learning_rate_at(self, step: int) -> float:
+        """Linear warm-up, constant, linear decay."""
+        warm = min(1.0, (step + 1) / max(1, self.warmup_steps))
+        left = (self.total_steps - step) / max(1, self.decay_steps)
+        return self.learning_rate * warm * min(1.0, max(0.01, left))
+
+
+def load_settings(path: Path, overrides: tuple[str, ...] = ()) -> TrainSettings:
+    """Read a TOML recipe; ``overrides`` are ``key=value`` with dotted keys and TOML values (``phases.0.steps=10``)."""
+    try:
+        data = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise SettingsError(f"{path}: no such recipe; see configs/ for those that exist") from error
+    except tomllib.TOMLDecodeError as error:
+        raise SettingsError(f"{path} is not valid TOML: {error}") from error
+    for override in overrides:
+        _override(data, override)
+    settings = _build(TrainSettings, data, str(path))
+    if any(len(phase.windows) != len(phase.batches) or not phase.windows for phase in settings.phases):
+        raise SettingsError(f"{path}: every phase needs as many batches as windows, and at least one")
+    if not settings.phases or min(phase.steps for phase in settings.phases) < 0 or settings.total_steps < 1:
+        raise SettingsError(f"{path}: phases must hold at least one step")
+    return settings
+
+
+def _override(data: dict[str, Any], override: str) -> None:
+    key, separator, text = override.partition("=")
+    try:
+        value = tomllib.loads(f"value = {text}")["value"]
+        *parents, leaf = key.strip().split(".")
+        target: Any = data
+        for parent in parents:
+            target = target[int(parent)] if isinstance(target, list) else target.setdefault(parent, {})
+        target[int(leaf) if isinstance(target, list) else leaf] = value
+    except (tomllib.TOMLDecodeError, KeyError, ValueError, IndexError, TypeError) as error:
+        raise SettingsError(f"--set {override}: give key=value with a TOML value, such as seed=1") from error
+    if not separator:
+        raise SettingsError(f"--set {override}: give key=value")
+
+
+def _build(kind: Any, data: dict[str, Any], origin: str) -> Any:
+    """Fill a dataclass from a dictionary, strictly: an unknown key is an error that names it."""
+    known = {entry.name for entry in fields(kind)}
+    if unknown := sorted(set(data) - known):
+        raise SettingsError(f"{origin}: unknown key {unknown[0]!r}; known are {', '.join(sorted(known))}")
+    hints = get_type_hints(kind)
+    values: dict[str, Any] = {}
+    for key, value in data.items():
+        if key == "phases":
+            values[key] = tuple(_build(Phase, entry, origin) for entry in value)
+        elif is_dataclass(hints[key]):
+            values[key] = _build(hints[key], value, origin)
+        else:
+            values[key] = tuple(value) if isinstance(value, list) else value
+    try:
+        return kind(**values)
+    except TypeError as error:
+        raise SettingsError(f"{origin}: {error}") from error
