@@ -10,6 +10,7 @@ from dataclasses import replace
 import numpy as np
 import psutil
 import pytest
+import torch
 
 from wsigen.errors import ModelError, SettingsError, StoreError
 from wsigen.tiling import engine
@@ -62,6 +63,20 @@ def test_pixels_do_not_depend_on_the_block_size(painted, painted_finely, spec, t
     canvas = new_canvas(tmp_path / "c", spec, b=2)
     paint_canvas(canvas, spec)
     assert np.array_equal(slide(canvas), painted[1])
+
+
+def test_pixels_do_not_depend_on_the_threads_that_torch_has(painted, spec, tmp_path):
+    before = torch.get_num_threads()
+    region = Rectangle(60, 120, 40, 40)
+    for threads in (1, 3):
+        torch.set_num_threads(threads)
+        try:
+            canvas = new_canvas(tmp_path / str(threads), spec, b=1)
+            paint_canvas(canvas, spec, region=region)
+            assert torch.get_num_threads() == threads, "the caller's setting is put back"
+        finally:
+            torch.set_num_threads(before)
+        assert np.array_equal(canvas.read_region(*region)[0], painted[1][120:160, 60:100])
 
 
 def test_progress_only_grows_and_rows_are_finished_from_the_top(painted_finely):

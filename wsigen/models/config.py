@@ -148,6 +148,12 @@ PRESETS: dict[str, ModelConfig] = {
         ),
     ),
     "nasdm-colon-20x": _COLON,
+    # A third of the cost: the network for laptops and for recipes that must show something within minutes.
+    "nasdm-colon-20x-small": replace(
+        _COLON,
+        name="nasdm-colon-20x-small",
+        unet=UNetConfig(channels=(64, 96, 160), num_res_blocks=1, head_channels=32, spade_hidden=48),
+    ),
     # Small enough to train and sample in seconds on a CPU: for tests and for learning the code.
     "tiny": replace(
         _COLON,

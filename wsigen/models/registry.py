@@ -7,7 +7,7 @@ from pathlib import Path
 from wsigen.errors import ModelError
 from wsigen.models.config import CONFIG_FILE, ModelConfig
 
-DEFAULT_MODEL = "nasdm-colon-20x"
+DEFAULT_MODEL = "nasdm-colon-20x-small"
 WEIGHTS_ROOT = Path(__file__).resolve().parent.parent / "weights"
 
 

@@ -15,10 +15,10 @@ import logging
 import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import torch
 from distributed import Client, Nanny, Scheduler, SpecCluster, Worker, WorkerPlugin, get_worker
@@ -42,7 +42,7 @@ class Progress:
 
     painted: went through the model. glass: filled with glass. resumed: found done. total: all of the plan.
     rows_done: pixel rows of the slide, from the top, that are finished (whole slides only).
-    region: what the task that just ended painted, None while none has.
+    region, stage: the task that just ended painted the pixels of this stage there; None while none has.
     """
 
     painted: int
@@ -51,6 +51,7 @@ class Progress:
     total: int
     rows_done: int = 0
     region: Rectangle | None = None
+    stage: int | None = None
 
     @property
     def done(self) -> int:
@@ -95,8 +96,14 @@ class _Backend(Protocol):
     """Something that runs tasks."""
 
     capacity: int  # tasks to have in flight
-    painted: int  # windows so far
-    glass: int
+
+    @property
+    def painted(self) -> int:
+        """Windows painted so far."""
+
+    @property
+    def glass(self) -> int:
+        """Windows filled with glass so far."""
 
     def submit(self, task: Task, priority: int) -> Any:
         """Start a task; returns its future."""
@@ -123,9 +130,10 @@ def _drive(
     running: dict[Any, Task] = {}
     unfinished = set(plan.tasks)
 
-    def report(region: Rectangle | None = None) -> Progress:
+    def report(ended: Task | None = None) -> Progress:
         rows = _rows_done(unfinished, canvas) if whole else 0
-        progress = Progress(backend.painted, backend.glass, plan.resumed, plan.total, rows, region)
+        region, stage = (canvas.layout.region(ended.block), ended.stage) if ended else (None, None)
+        progress = Progress(backend.painted, backend.glass, plan.resumed, plan.total, rows, region, stage)
         on_progress(progress)
         return progress
 
@@ -142,7 +150,7 @@ def _drive(
                 open_waits[successor] -= 1
                 if not open_waits[successor]:
                     heapq.heappush(ready, rank[successor])
-            progress = report(canvas.layout.region(task.block))
+            progress = report(task)
         if backend.painted + backend.glass > progress.painted + progress.glass:
             progress = report()
     return progress
@@ -205,8 +213,8 @@ class _DaskBackend:
 
     def __init__(self, client: Client, plugin: "StudioPlugin", capacity: int) -> None:
         self.client, self.name, self.capacity = client, plugin.name, capacity
-        self.painted = 0
-        self.glass = 0
+        self.painted: int = 0
+        self.glass: int = 0
 
     def submit(self, task: Task, priority: int) -> Any:
         """Start a task under a key that names it."""
@@ -254,8 +262,9 @@ class StudioPlugin(WorkerPlugin):
 
 def run_on_worker(name: str, task: Task) -> TaskResult:
     """Run a task on a Dask worker, with the Studio that its plugin opened."""
-    studio = get_worker().plugins[name].studio
-    return studio.run(task)
+    plugin = cast(StudioPlugin, get_worker().plugins[name])
+    assert plugin.studio is not None
+    return plugin.studio.run(task)
 
 
 @contextmanager
@@ -272,10 +281,17 @@ def _dask(canvas: Canvas, spec: PaintSpec, workers: int, scheduler: str | None) 
         plugin = StudioPlugin(name, spec, canvas.path.resolve(), canvas.run["environment"], lanes)
         stack.enter_context(client.as_current())
         client.register_plugin(plugin)
-        stack.callback(client.unregister_worker_plugin, plugin.name)
+        if not lanes:
+            stack.callback(_unregister, client, plugin)
         # One more than the threads that run tasks, so that a worker never waits for this process.
         threads = sum(client.nthreads().values())
         yield _DaskBackend(client, plugin, threads + len(client.nthreads()))
+
+
+def _unregister(client: Client, plugin: StudioPlugin) -> None:
+    """Free the models on a cluster that lives on; a failure must not hide the error that ended the run."""
+    with suppress(KeyError, OSError):
+        client.unregister_worker_plugin(plugin.name)
 
 
 @contextmanager

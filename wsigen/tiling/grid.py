@@ -73,11 +73,10 @@ class Rectangle(NamedTuple):
 class Segment(NamedTuple):
     """A run of pixels of one axis that windows of one parity own, and where they lie in the compact axis.
 
-    ``index`` counts windows of this parity (window 2 * index + parity).
+    Segments lie within one window each.
     """
 
     parity: int
-    index: int
     start: int
     stop: int
     compact_start: int
@@ -132,7 +131,7 @@ class Axis:
         while start < stop and (i := self.owner(start)) < self.count:
             parity, first = i % 2, self.owned_start(i)
             end = min(stop, first + self.owned_length(parity))
-            yield Segment(parity, i // 2, start, end, i // 2 * self.owned_length(parity) + start - first)
+            yield Segment(parity, start, end, i // 2 * self.owned_length(parity) + start - first)
             start = end
 
 

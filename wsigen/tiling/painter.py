@@ -10,19 +10,21 @@ and context is what was stored, as uint8, never a live float.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from wsigen.diffusion.gaussian import to_x0
+from wsigen.diffusion.gaussian import PredictionType, to_x0
 from wsigen.diffusion.guidance import guide, is_guided
 from wsigen.diffusion.noise import coordinate_normals
-from wsigen.diffusion.samplers import make_sampler
+from wsigen.diffusion.samplers import SamplerName, make_sampler
 from wsigen.diffusion.schedules import NoiseSchedule
 from wsigen.errors import SettingsError
 from wsigen.masks.conditions import Conditions
 from wsigen.models.conditioning import condition_planes, null_planes
+from wsigen.models.nasdm import NasdmModel
 from wsigen.models.stain import StainStyle
 
 
@@ -61,7 +63,7 @@ class Painter:
 
     def __init__(
         self,
-        model: nn.Module,
+        model: NasdmModel,
         style: StainStyle,
         *,
         sampler: str = "dpm++2m",
@@ -77,8 +79,9 @@ class Painter:
             raise SettingsError(f"--guidance-scale {guidance_scale}: must be 0 or more (1 is off)")
         config = model.config
         self.model = model
+        self.prediction = cast(PredictionType, config.prediction)
         self.schedule = NoiseSchedule.from_name(config.schedule, config.schedule_steps)
-        self.sampler = make_sampler(sampler, self.schedule, num_inference_steps, eta)
+        self.sampler = make_sampler(cast(SamplerName, sampler), self.schedule, num_inference_steps, eta)
         self.guidance_scale = guidance_scale
         self.seed = seed
         self.batch_size = batch_size
@@ -133,7 +136,7 @@ class Painter:
                 raise InterruptedError("painting was stopped")
             t = torch.full((self.batch_size,), timestep, dtype=torch.float32, device=self.device)
             output, raw_variance = predict(x, t)
-            x0 = to_x0(self.model.config.prediction, output, x, t, self.schedule).clamp(-1, 1)
+            x0 = to_x0(self.prediction, output, x, t, self.schedule).clamp(-1, 1)
             x0 = torch.where(inputs.known, inputs.context, x0)
             log_variance = None if raw_variance is None else self.sampler.log_variance(i, raw_variance)
             fresh = self._noise(inputs, i + 1) if self.sampler.steps[i].noise > 0 else None

@@ -14,7 +14,7 @@ import torch
 
 from wsigen.errors import SettingsError, StoreError
 from wsigen.masks.conditions import read_conditions
-from wsigen.masks.slide_mask import MaskSource, SlideMask, resampled_to
+from wsigen.masks.slide_mask import SlideMask, resampled_to
 from wsigen.models.nasdm import NasdmModel
 from wsigen.tiling.canvas import Canvas
 from wsigen.tiling.grid import Window
@@ -41,8 +41,10 @@ class Studio:
     CPU has one for each core, since every operation runs on a single thread there (see INTRA_OP_THREADS).
     """
 
-    def __init__(self, canvas: Canvas, mask: MaskSource, painter: Painter, mpp: float, lanes: int = 1) -> None:
-        self.canvas, self.mask, self.painter, self.mpp = canvas, mask, painter, mpp
+    def __init__(self, canvas: Canvas, source: SlideMask, painter: Painter, mpp: float, lanes: int = 1) -> None:
+        self.canvas, self.painter, self.mpp = canvas, painter, mpp
+        self.source = source
+        self.mask = resampled_to(source, mpp)
         self.painted = 0
         self.glass = 0
         self._counting = threading.Lock()
@@ -55,12 +57,14 @@ class Studio:
         """Open everything a spec names. Raises StoreError if the canvas is of another grid than mask and spec."""
         canvas = Canvas.open(canvas_path)
         model = load_model(spec)
-        mask = resampled_to(SlideMask.open(spec.mask, len(model.config.classes)), spec.mpp)
+        source = SlideMask.open(spec.mask, len(model.config.classes))
+        mask = resampled_to(source, spec.mpp)
         here = (mask.width, mask.height, spec.window, spec.overlap)
         there = (canvas.grid.width, canvas.grid.height, canvas.grid.window, canvas.grid.overlap)
         if here != there:
+            source.close()
             raise StoreError(f"{canvas_path}: its width, height, window and overlap are {there}, not {here}")
-        return cls(canvas, mask, make_painter(spec, model), spec.mpp, lanes)
+        return cls(canvas, source, make_painter(spec, model), spec.mpp, lanes)
 
     def run(self, task: Task) -> TaskResult:
         """Paint the windows of a task and write its chunks.
@@ -89,7 +93,7 @@ class Studio:
         self.stop()
         self._loaders.shutdown(cancel_futures=True)
         self._painters.shutdown(cancel_futures=True)
-        self.mask.close()
+        self.source.close()
 
     def _paint(self, windows: list[Window]) -> list[tuple[list[Window], Future]]:
         """Start painting those windows that need the model, in full batches while they last."""
@@ -136,7 +140,8 @@ def load_model(spec: PaintSpec) -> NasdmModel:
         raise SettingsError(
             f"--window {spec.window}: must be a multiple of {model.unet.size_multiple} for model {model.config.name}"
         )
-    return model.to(spec.device, getattr(torch, spec.dtype), memory_format=torch.channels_last).eval()
+    model = model.to(spec.device, getattr(torch, spec.dtype)).eval()
+    return model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # missing in torch's stubs
 
 
 def make_painter(spec: PaintSpec, model: NasdmModel) -> Painter:

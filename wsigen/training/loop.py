@@ -22,7 +22,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.optim.swa_utils import AveragedModel
 
 from wsigen.diffusion.gaussian import hybrid_loss, q_sample, training_target
 from wsigen.diffusion.schedules import NoiseSchedule
@@ -110,11 +110,16 @@ class Trainer:
         config = _configure(settings, manifest, self.bank)
         torch.manual_seed(settings.seed)
         self.model = NasdmModel(config).to(device, memory_format=torch.channels_last)
-        self.average = AveragedModel(self.model, multi_avg_fn=get_ema_multi_avg_fn(settings.ema_decay))
+        self.average = AveragedModel(self.model, multi_avg_fn=self._average)
         self.schedule = NoiseSchedule.from_name(config.schedule, config.schedule_steps)
         fused = device.type == "cuda"
         self.optimiser = torch.optim.AdamW(
-            self.model.parameters(), settings.learning_rate, weight_decay=settings.weight_decay, fused=fused
+            _parameter_groups(self.model, settings.modulation_rate),
+            settings.learning_rate,
+            betas=(0.9, 0.99),
+            eps=1e-10,  # gradients of the deepest level are small; 1e-8 would freeze them
+            weight_decay=settings.weight_decay,
+            fused=fused,
         )
         network: nn.Module = self.model
         if process.world > 1:
@@ -134,6 +139,11 @@ class Trainer:
         """Generator of one step of one process; streams keep training and validation apart."""
         key = (self.settings.seed * 1_000_003 + step) * 4096 + self.process.rank * 2 + stream
         return torch.Generator(self.process.device).manual_seed(key % 2**63)
+
+    def _average(self, averaged: list[Tensor], current: list[Tensor], _count: Tensor | int) -> None:
+        """Exponential moving average whose memory grows with the run, so that the untrained start is forgotten."""
+        decay = min(self.settings.ema_decay, (1 + self.step) / (10 + self.step))
+        torch._foreach_lerp_(averaged, current, 1 - decay)
 
     def loss(self, network: nn.Module, batch: TrainingBatch, t: Tensor, noise: Tensor) -> Tensor:
         """Per-sample loss (B,) over unknown pixels: known ones are overwritten when sampling, and teach nothing."""
@@ -164,7 +174,7 @@ class Trainer:
         window, size = settings.phase_at(self.step).crops_at(self.step)
         self.model.train()
         for group in self.optimiser.param_groups:
-            group["lr"] = settings.learning_rate_at(self.step)
+            group["lr"] = settings.learning_rate_at(self.step) * group["rate"]
         batch, t, noise = self.draw(self.bank, self.corrupt, window, size, self.generator(self.step, 0))
         losses = self.loss(self.network, batch, t, noise)
         self.optimiser.zero_grad(set_to_none=True)
@@ -237,6 +247,18 @@ def _configure(settings: TrainSettings, manifest: Manifest, bank: PatchBank) -> 
         styles=styles or preset.styles,
         default_style=settings.default_style or (next(iter(settings.styles)) if styles else preset.default_style),
     )
+
+
+def _parameter_groups(model: nn.Module, modulation_rate: float) -> list[dict[str, Any]]:
+    """Split parameters into those of time and style modulation, which learn slower, and the others.
+
+    The embedding is nearly the same for every sample, so Adam's steps on the layers that read it add up. At the full
+    rate their scales grew to 80 within minutes, residual streams to 2,000, and the deepest level stopped learning.
+    """
+    modulation, others = [], []
+    for name, parameter in model.named_parameters():
+        (modulation if ".time." in name or "_mlp." in name else others).append(parameter)
+    return [{"params": others, "rate": 1.0}, {"params": modulation, "rate": modulation_rate}]
 
 
 def _by_noise_level(losses: Tensor, t: Tensor, steps: int) -> list[float]:

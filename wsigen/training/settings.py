@@ -69,7 +69,8 @@ class TrainSettings:
     architecture: str = "nasdm-colon-20x"
     seed: int = 0
     phases: tuple[Phase, ...] = ()
-    learning_rate: float = 4e-4
+    learning_rate: float = 3e-4
+    modulation_rate: float = 0.1  # factor of the learning rate for the layers of time and style modulation
     weight_decay: float = 0.01
     warmup_steps: int = 500
     decay_steps: int = 2000  # linear decay to a hundredth at the end

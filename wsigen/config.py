@@ -1,0 +1,42 @@
+"""Settings of a render: frozen, typed, with every default in configs/render.toml and its reason beside it."""
+
+from __future__ import annotations
+
+import tomllib
+from dataclasses import dataclass
+from functools import cache
+from importlib import resources
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from wsigen.models.stain import StainStyle
+
+
+@cache
+def render_defaults() -> dict[str, Any]:
+    """Read the defaults that ship with the package."""
+    return tomllib.loads(resources.files("wsigen.configs").joinpath("render.toml").read_text(encoding="utf-8"))
+
+
+@dataclass(frozen=True)
+class RenderSettings:
+    """What a user may choose for a render; None takes the default of the model, or of the device."""
+
+    model: str = ""  # name of a shipped model or path of a model folder; "" for the default one
+    style: str | StainStyle | None = None  # a style's name, or path of a picture or slide to measure
+    seed: int | None = None
+    steps: int | None = None
+    sampler: str | None = None
+    guidance_scale: float | None = None
+    window: int | None = None
+    overlap: int | None = None
+    batch_size: int | None = None
+    device: str = "auto"
+    dtype: str = "auto"
+    workers: int | None = None
+    jpeg_quality: int | None = None
+
+    def default(self, name: str) -> Any:
+        """Return the value of a setting, from configs/render.toml where it is None."""
+        value = getattr(self, name)
+        return render_defaults()[name] if value is None else value
