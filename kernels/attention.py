@@ -26,6 +26,6 @@ def attention(qkv: Tensor, heads: int) -> Tensor:
 
         out = memory_efficient_attention(query, key, value)
     else:
-        views = (tensor.transpose(1, 2) for tensor in (query, key, value))
-        out = F.scaled_dot_product_attention(*views).transpose(1, 2)
+        query, key, value = (tensor.transpose(1, 2) for tensor in (query, key, value))
+        out = F.scaled_dot_product_attention(query, key, value).transpose(1, 2)
     return out.reshape(batch, height, width, channels).permute(0, 3, 1, 2)

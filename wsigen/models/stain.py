@@ -169,8 +169,11 @@ def _sample_slide(slide: openslide.OpenSlide, mpp: float) -> np.ndarray:
     own = float(slide.properties.get("openslide.mpp-x", mpp))
     level = slide.get_best_level_for_downsample(max(1.0, mpp / own) * 1.01)
     scale, (width, height) = slide.level_downsamples[level], slide.level_dimensions[level]
-    side = max(1, math.isqrt(SAMPLE_TILES))
-    xs, ys = (np.unique(np.linspace(0, max(0, size - SAMPLE_TILE), side).astype(int)) for size in (width, height))
+    side = math.isqrt(SAMPLE_TILES)
+    xs, ys = (
+        np.unique(np.linspace(0, max(0, size - SAMPLE_TILE), min(side, math.ceil(size / SAMPLE_TILE))).astype(int))
+        for size in (width, height)  # a small slide is read once, not over and over
+    )
     tiles = []
     for y, x in itertools.product(ys, xs):
         size = (min(SAMPLE_TILE, width), min(SAMPLE_TILE, height))

@@ -8,8 +8,10 @@ several GPUs; each process then draws its own crops and gradients are averaged.
 from __future__ import annotations
 
 import csv
+import json
 import math
 import os
+import pickle
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -148,12 +150,14 @@ class Trainer:
     def loss(self, network: nn.Module, batch: TrainingBatch, t: Tensor, noise: Tensor) -> Tensor:
         """Per-sample loss (B,) over unknown pixels: known ones are overwritten when sampling, and teach nothing."""
         config = self.model.config
+        if config.learned_variance:  # the variational bound belongs to the discrete chain
+            t = t.round()
         with torch.autocast(self.process.device.type, torch.bfloat16, enabled=self.process.device.type == "cuda"):
             x = q_sample(self.schedule, batch.x0, t, noise)
             output = network(x, t, batch.planes, batch.context, batch.known, batch.style)
         if config.learned_variance:
             mean, raw = output.float().chunk(2, dim=1)
-            return hybrid_loss(self.schedule, config.prediction, mean, raw, batch.x0, t.round(), noise)
+            return hybrid_loss(self.schedule, config.prediction, mean, raw, batch.x0, t, noise)
         target = training_target(config.prediction, self.schedule, batch.x0, t, noise)
         weight = 1 - batch.known
         error = (output.float() - target).square().mean(dim=1, keepdim=True) * weight
@@ -219,9 +223,10 @@ class Trainer:
             self.model.load_state_dict(state["model"])
             self.average.load_state_dict(state["average"])
             self.optimiser.load_state_dict(state["optimiser"])
-        except (OSError, RuntimeError, KeyError, ValueError) as error:
-            raise DataError(f"{path} cannot be resumed ({str(error).splitlines()[0]}); start a new run") from error
-        self.step, self.seconds, self.images = state["step"], state["seconds"], state["images"]
+            self.step, self.seconds, self.images = state["step"], state["seconds"], state["images"]
+        except (OSError, EOFError, RuntimeError, KeyError, ValueError, pickle.UnpicklingError) as error:
+            reason = (str(error) or type(error).__name__).splitlines()[0]
+            raise DataError(f"{path} cannot be resumed ({reason}); start a new run") from error
 
 
 def _configure(settings: TrainSettings, manifest: Manifest, bank: PatchBank) -> ModelConfig:
@@ -255,7 +260,8 @@ def _parameter_groups(model: nn.Module, modulation_rate: float) -> list[dict[str
     The embedding is nearly the same for every sample, so Adam's steps on the layers that read it add up. At the full
     rate their scales grew to 80 within minutes, residual streams to 2,000, and the deepest level stopped learning.
     """
-    modulation, others = [], []
+    modulation: list[Tensor] = []
+    others: list[Tensor] = []
     for name, parameter in model.named_parameters():
         (modulation if ".time." in name or "_mlp." in name else others).append(parameter)
     return [{"params": others, "rate": 1.0}, {"params": modulation, "rate": modulation_rate}]
@@ -318,6 +324,7 @@ def train(
     if resume and (out / "checkpoint.pt").exists():
         trainer.load()
     if process.leads:
+        (out / "settings.json").write_text(json.dumps(settings_record(settings), indent=2) + "\n", encoding="utf-8")
         config = trainer.model.config
         report(
             f"{config.name}: {trainer.model.parameter_count / 1e6:.1f} M parameters on {process.world} x "

@@ -143,6 +143,8 @@ def _override(data: dict[str, Any], override: str) -> None:
 
 def _build(kind: Any, data: dict[str, Any], origin: str) -> Any:
     """Fill a dataclass from a dictionary, strictly: an unknown key is an error that names it."""
+    if not isinstance(data, dict):
+        raise SettingsError(f"{origin}: {data!r} stands where a table with the keys of {kind.__name__} belongs")
     known = {entry.name for entry in fields(kind)}
     if unknown := sorted(set(data) - known):
         raise SettingsError(f"{origin}: unknown key {unknown[0]!r}; known are {', '.join(sorted(known))}")
