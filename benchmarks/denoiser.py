@@ -30,7 +30,7 @@ from wsigen.models.conditioning import condition_planes
 from wsigen.models.config import ModelConfig
 from wsigen.models.nasdm import NasdmModel
 
-WARM_UP = 3  # forwards before the clock starts: allocator, cuDNN's and oneDNN's choice of algorithm
+WARM_UP = 2  # forwards before the clock starts: allocator, cuDNN's and oneDNN's choice of algorithm
 CEILING_SIDE = {"cuda": 8192, "cpu": 2048}  # matrix side: large enough to be bound by arithmetic, short enough to wait
 
 
@@ -217,7 +217,8 @@ def report(result: dict[str, Any]) -> None:
     """Print the figures for people."""
     click.echo(
         f"{result['model']}: {result['parameters'] / 1e6:.1f} M parameters, {result['dtype']}, "
-        f"batch {result['batch']} x {result['window']} px, {result['device']}, torch {result['torch']}, {result['threads']} threads, "
+        f"batch {result['batch']} x {result['window']} px, "
+        f"{result['device']}, torch {result['torch']}, {result['threads']} threads, "
         f"{'compiled' if result['compiled'] else 'eager'}; first calls {result['first_calls_s']:.1f} s"
     )
     for key, label in (("maps_computed", "maps computed"), ("maps_cached", "maps cached")):

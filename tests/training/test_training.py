@@ -13,6 +13,7 @@ import pyvips
 import torch
 
 from wsigen.errors import DataError, SettingsError
+from wsigen.models.config import PRESETS
 from wsigen.models.nasdm import NasdmModel
 from wsigen.models.stain import StyleRange
 from wsigen.training import manifest as folder_format
@@ -204,6 +205,17 @@ def test_named_styles_are_measured_on_their_group(data, tmp_path):
         train(replace(settings, styles={"ours": "z"}), data, tmp_path / "other", device="cpu", report=lambda _: None)
 
 
+def test_a_network_with_learned_variance_trains(data, tmp_path, monkeypatch):
+    tiny = PRESETS["tiny"]
+    monkeypatch.setitem(PRESETS, "learned", replace(tiny, schedule="linear", prediction="eps", learned_variance=True))
+    settings = replace(SETTINGS, architecture="learned", phases=(Phase((32,), (4,), 2),))
+    train(settings, data, tmp_path / "run", device="cpu", report=lambda _: None)
+    with (tmp_path / "run" / "log.csv").open(newline="") as file:
+        assert all(math.isfinite(float(row["loss"])) for row in csv.DictReader(file))
+    model = NasdmModel.from_pretrained(tmp_path / "run" / "model")
+    assert model.unet.conv_out.bias[:3].any() and model.unet.conv_out.bias.shape == (6 * 4,)
+
+
 # --- recipes ----------------------------------------------------------------------------------------------------------
 
 
@@ -225,7 +237,7 @@ def test_a_recipe_is_read_whole(recipe):
 
 
 def test_set_overrides_dotted_keys(recipe):
-    given = ("seed=7", "phases.0.steps = 3", "context.tint=0.5", "augment.overall=0.0", 'default_style="pale"')
+    given = ("seed=7", "phases.0.steps = 3", "context.tint=0.5", "augment.overall=0", 'default_style="pale"')
     settings = load_settings(recipe, given)
     assert (settings.seed, settings.total_steps, settings.default_style) == (7, 3, "pale")
     assert settings.context == ContextSettings(none=0.5, tint=0.5)
@@ -238,7 +250,7 @@ def test_an_unknown_key_is_named(recipe, key):
         load_settings(recipe, (f"{key}=1",))
 
 
-@pytest.mark.parametrize("override", ["seed", "seed=", "seed=one", "phases.7.steps=1", "seed.deeper=1"])
+@pytest.mark.parametrize("override", ["seed", "seed=", "seed=one", "phases.7.steps=1", "architecture.deeper=1"])
 def test_an_override_that_makes_no_sense_is_quoted(recipe, override):
     with pytest.raises(SettingsError, match=rf"--set {override}: give key=value"):
         load_settings(recipe, (override,))
@@ -248,6 +260,10 @@ def test_an_override_that_makes_no_sense_is_quoted(recipe, override):
     ("override", "message"),
     [
         ("context=3", "3 stands where a table"),
+        ("seed=1.5", "seed = 1.5 is of the wrong type; a whole number belongs there"),
+        ("seed.deeper=1", "seed = .* a whole number belongs there"),
+        ("context.none='most'", "none = 'most' is of the wrong type; a number"),
+        ("phases.0.windows=[64, 'large']", "a list belongs there"),
         ("phases.0.batches=[1, 2]", "as many batches as windows"),
         ("phases.0.steps=0", "at least one step"),
         ("phases=[]", "at least one step"),

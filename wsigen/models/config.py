@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from wsigen.errors import ModelError
 from wsigen.masks.classes import ClassTable
@@ -48,12 +48,12 @@ class ModelConfig:
     objective_power: float = 20.0
     schedule: str = "cosine"
     schedule_steps: int = 1000
-    prediction: str = "v"  # "v", "eps" or "x0"
+    prediction: Literal["v", "eps", "x0"] = "v"
     learned_variance: bool = False
     window: int = 256  # default window of the tiler, px
     overlap: int = 32
     num_inference_steps: int = 8
-    sampler: str = "dpm++2m"
+    sampler: Literal["ddpm", "ddim", "dpm++2m", "unipc"] = "dpm++2m"
     unet: UNetConfig = field(default_factory=UNetConfig)
     style_range: StyleRange = field(default_factory=StyleRange)
     styles: tuple[StainStyle, ...] = ()
@@ -86,7 +86,8 @@ class ModelConfig:
         try:
             data: dict[str, Any] = json.loads(text)
             data["classes"] = ClassTable.from_config(data["classes"])
-            data["unet"] = UNetConfig(**{k: tuple(v) if isinstance(v, list) else v for k, v in data["unet"].items()})
+            shape: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in data["unet"].items()}
+            data["unet"] = UNetConfig(**shape)
             data["style_range"] = StyleRange.from_config(data["style_range"])
             data["styles"] = tuple(StainStyle.from_config(entry) for entry in data["styles"])
             return cls(**data)

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor
 
-from wsigen.diffusion.gaussian import to_x0
+from wsigen.diffusion.gaussian import PredictionType, to_x0
 from wsigen.diffusion.guidance import guide, is_guided
 from wsigen.diffusion.samplers import Sampler
 from wsigen.diffusion.schedules import NoiseSchedule
@@ -27,7 +28,7 @@ class WindowInputs:
 
     planes: Tensor  # (B, P, H, W)
     context: Tensor  # (B, 3, H, W) in [-1, 1], 0 where unknown
-    known: Tensor  # (B, 1, H, W), 0 or 1
+    known: Tensor  # (B, 1, H, W), bool or 0 and 1
     style: Tensor  # (B, 6) normalised
 
 
@@ -40,16 +41,18 @@ def denoise(
     initial_noise: Tensor,
     step_noise: Callable[[int], Tensor] | None = None,
     guidance_scale: float = 1.0,
+    before_step: Callable[[int], None] = lambda index: None,
 ) -> Tensor:
     """Paint a batch: return (B, 3, H, W) float32 in [-1, 1].
 
     ``initial_noise`` is (B, 3, H, W) float32; ``step_noise(i)`` gives the fresh noise of solver step i, for samplers
-    that need it. The network runs in the dtype of its own parameters, everything else in float32.
+    that need it; ``before_step(i)`` may raise to end early. The network runs in the dtype of its own parameters,
+    everything else in float32.
     """
     dtype = next(model.parameters()).dtype
     planes, context = inputs.planes.to(dtype), inputs.context.to(dtype)
     known, style = inputs.known.to(dtype), inputs.style.to(dtype)
-    unknown = inputs.known < 0.5
+    is_known = inputs.known.bool()
     branches = [(planes, model.spade_cache(planes))]
     if is_guided(guidance_scale):
         empty = null_planes(planes)
@@ -57,16 +60,16 @@ def denoise(
 
     x, state = initial_noise, sampler.init_state()
     for index, timestep in enumerate(sampler.timesteps):
+        before_step(index)
         t = torch.full((len(x),), timestep, device=x.device)
         noisy = x.to(dtype).contiguous(memory_format=torch.channels_last)
         outputs = [model(noisy, t, given, context, known, style, cache).float() for given, cache in branches]
         prediction, raw_variance = _split_variance(outputs[0])
         if len(outputs) == 2:
             prediction = guide(prediction, _split_variance(outputs[1])[0], guidance_scale)
-        x0 = to_x0(model.config.prediction, prediction, x, t, schedule).clamp(-1, 1)
-        x0 = torch.where(unknown, x0, inputs.context)
-        last = index == len(sampler.timesteps) - 1
-        noise = step_noise(index) if sampler.needs_noise and not last and step_noise is not None else None
+        x0 = to_x0(cast(PredictionType, model.config.prediction), prediction, x, t, schedule).clamp(-1, 1)
+        x0 = torch.where(is_known, inputs.context, x0)
+        noise = step_noise(index) if step_noise is not None and sampler.steps[index].noise > 0 else None
         log_variance = None if raw_variance is None else sampler.log_variance(index, raw_variance)
         x, state = sampler.step(index, x, x0, noise, state, log_variance)
     return x

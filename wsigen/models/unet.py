@@ -157,6 +157,7 @@ class Stage(nn.Module):
         super().__init__()
         self.block = block
         self.level = level  # of the block's input: the level that its first norm works at
+        self.upsamples = block.resample == "up"
         self.attention = attention_block
 
     def forward(self, x: Tensor, emb: Tensor, maps: Iterator[tuple[Tensor, Tensor]] | None = None) -> Tensor:
@@ -205,12 +206,11 @@ class UNet(nn.Module):
                 self.encoder.append(stage(channels, channels, level, "down"))
                 skips.append(channels)
 
-        self.middle = nn.ModuleList(
-            [stage(channels, channels, last, decoder=True), stage(channels, channels, last, decoder=True)]
-        )
-        if self.middle[0].attention is None:
-            self.middle[0].attention = AttentionBlock(channels, groups, config.head_channels)
-        self.middle[1].attention = None  # the middle attends once, between its two blocks
+        first, second = (stage(channels, channels, last, decoder=True) for _ in range(2))
+        if first.attention is None:
+            first.attention = AttentionBlock(channels, groups, config.head_channels)
+        second.attention = None  # the middle attends once, between its two blocks
+        self.middle = nn.ModuleList([first, second])
 
         self.decoder = nn.ModuleList()
         for level in range(last, -1, -1):
@@ -245,7 +245,7 @@ class UNet(nn.Module):
         pyramid = self._mask_pyramid(planes)
         maps: SpadeMaps = []
         for stage in [*self.middle, *self.decoder]:
-            after = stage.level - (stage.block.resample == "up")
+            after = stage.level - stage.upsamples
             maps.append(stage.block.norm_in.maps(pyramid[stage.level]))
             maps.append(stage.block.norm_out.maps(pyramid[after]))
         return maps
@@ -291,7 +291,7 @@ class UNet(nn.Module):
         for stage in self.middle:
             h = stage(h, emb, maps)
         for stage in self.decoder:
-            if stage.block.resample != "up":
+            if not stage.upsamples:
                 h = torch.cat([h, skips.pop()], dim=1)
             h = stage(h, emb, maps)
         h = self.conv_out(self.norm_out(h))

@@ -16,14 +16,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from wsigen.diffusion.gaussian import PredictionType, to_x0
-from wsigen.diffusion.guidance import guide, is_guided
 from wsigen.diffusion.noise import coordinate_normals
 from wsigen.diffusion.samplers import SamplerName, make_sampler
 from wsigen.diffusion.schedules import NoiseSchedule
 from wsigen.errors import SettingsError
 from wsigen.masks.conditions import Conditions
-from wsigen.models.conditioning import condition_planes, null_planes
+from wsigen.models.conditioning import condition_planes
+from wsigen.models.denoise import WindowInputs, denoise
 from wsigen.models.nasdm import NasdmModel
 from wsigen.models.stain import StainStyle
 
@@ -79,7 +78,6 @@ class Painter:
             raise SettingsError(f"--guidance-scale {guidance_scale}: must be 0 or more (1 is off)")
         config = model.config
         self.model = model
-        self.prediction = cast(PredictionType, config.prediction)
         self.schedule = NoiseSchedule.from_name(config.schedule, config.schedule_steps)
         self.sampler = make_sampler(cast(SamplerName, sampler), self.schedule, num_inference_steps, eta)
         self.guidance_scale = guidance_scale
@@ -129,43 +127,21 @@ class Painter:
 
     def _denoise(self, inputs: _Inputs, stop: Callable[[], bool]) -> Tensor:
         """Run the sampler: (B, 3, W, W) float32 in [-1, 1]."""
-        predict = self._predictor(inputs)
-        x, state = self._noise(inputs, 0), self.sampler.init_state()
-        for i, timestep in enumerate(self.sampler.timesteps):
+
+        def check(_step: int) -> None:
             if stop():
                 raise InterruptedError("painting was stopped")
-            t = torch.full((self.batch_size,), timestep, dtype=torch.float32, device=self.device)
-            output, raw_variance = predict(x, t)
-            x0 = to_x0(self.prediction, output, x, t, self.schedule).clamp(-1, 1)
-            x0 = torch.where(inputs.known, inputs.context, x0)
-            log_variance = None if raw_variance is None else self.sampler.log_variance(i, raw_variance)
-            fresh = self._noise(inputs, i + 1) if self.sampler.steps[i].noise > 0 else None
-            x, state = self.sampler.step(i, x, x0, fresh, state, log_variance)
-        return x
 
-    def _predictor(self, inputs: _Inputs) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor | None]]:
-        """The guided model of one batch: (x, t) -> float32 prediction, and variance channels where it learned them.
-
-        What depends on the mask alone is computed here, once. The null condition drops the mask; context, known pixels
-        and style stay (Ho and Salimans 2022).
-        """
-        context, known = inputs.context.to(self.dtype), inputs.known.to(self.dtype)
-        conditions = [inputs.planes]
-        if is_guided(self.guidance_scale):
-            conditions.append(null_planes(inputs.planes))
-        cached = [(planes, self.model.spade_cache(planes)) for planes in conditions]
-
-        def predict(x: Tensor, t: Tensor) -> tuple[Tensor, Tensor | None]:
-            x = x.to(self.dtype, memory_format=torch.channels_last)
-            outputs = [
-                self.model(x, t, planes, context=context, known=known, style=self.style, cache=cache).float()
-                for planes, cache in cached
-            ]
-            images = [output[:, :3] for output in outputs]
-            guided = guide(images[0], images[-1], self.guidance_scale)
-            return guided, outputs[0][:, 3:] if outputs[0].shape[1] > 3 else None
-
-        return predict
+        return denoise(
+            self.model,
+            self.schedule,
+            self.sampler,
+            WindowInputs(inputs.planes, inputs.context, inputs.known, self.style),
+            self._noise(inputs, 0),
+            lambda step: self._noise(inputs, step + 1),
+            self.guidance_scale,
+            check,
+        )
 
     def _noise(self, inputs: _Inputs, step: int) -> Tensor:
         height, width = inputs.planes.shape[-2:]

@@ -121,7 +121,9 @@ def context_mask(
 ) -> Tensor:
     """Draw which pixels are already painted: (B, 1, W, W) bool, one of the painting order's contexts each."""
     shares = torch.tensor(
-        [settings.none, settings.horizontal, settings.vertical, settings.ring, settings.strips], device=device
+        [settings.none, settings.horizontal, settings.vertical, settings.ring, settings.strips],
+        dtype=torch.float32,  # a recipe may say 1 for 1.0
+        device=device,
     )
     kind = torch.multinomial(shares, batch, replacement=True, generator=generator)
     most = 3 * window // 8 // 8

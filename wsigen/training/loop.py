@@ -40,6 +40,7 @@ from wsigen.training.patches import PatchBank
 from wsigen.training.settings import TrainSettings
 from wsigen.training.sheet import write_sample_sheet
 
+ParameterList = tuple[Tensor, ...] | list[Tensor]  # as torch passes it to an averaging function
 NOISE_BINS = 10
 VALIDATION_BATCH = 64
 
@@ -111,7 +112,8 @@ class Trainer:
         self.validation = PatchBank(data, manifest, "val", settings, device)
         config = _configure(settings, manifest, self.bank)
         torch.manual_seed(settings.seed)
-        self.model = NasdmModel(config).to(device, memory_format=torch.channels_last)
+        self.model = NasdmModel(config).to(device)
+        self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch types omit it
         self.average = AveragedModel(self.model, multi_avg_fn=self._average)
         self.schedule = NoiseSchedule.from_name(config.schedule, config.schedule_steps)
         fused = device.type == "cuda"
@@ -137,17 +139,23 @@ class Trainer:
             len(config.classes), raw, glass, config.style_range, settings.context, settings.condition, settings.augment
         )
 
+    @property
+    def averaged(self) -> NasdmModel:
+        """The averaged network: the one that is evaluated and shipped."""
+        assert isinstance(self.average.module, NasdmModel)
+        return self.average.module
+
     def generator(self, step: int, stream: int) -> torch.Generator:
         """Generator of one step of one process; streams keep training and validation apart."""
         key = (self.settings.seed * 1_000_003 + step) * 4096 + self.process.rank * 2 + stream
         return torch.Generator(self.process.device).manual_seed(key % 2**63)
 
-    def _average(self, averaged: list[Tensor], current: list[Tensor], _count: Tensor | int) -> None:
+    def _average(self, averaged: ParameterList, current: ParameterList, _count: Tensor | int) -> None:
         """Exponential moving average whose memory grows with the run, so that the untrained start is forgotten."""
         decay = min(self.settings.ema_decay, (1 + self.step) / (10 + self.step))
         torch._foreach_lerp_(averaged, current, 1 - decay)
 
-    def loss(self, network: nn.Module, batch: TrainingBatch, t: Tensor, noise: Tensor) -> Tensor:
+    def loss(self, network: Callable[..., Tensor], batch: TrainingBatch, t: Tensor, noise: Tensor) -> Tensor:
         """Per-sample loss (B,) over unknown pixels: known ones are overwritten when sampling, and teach nothing."""
         config = self.model.config
         if config.learned_variance:  # the variational bound belongs to the discrete chain
@@ -197,7 +205,7 @@ class Trainer:
         generator = self.generator(0, 1)
         batch, t, noise = self.draw(self.validation, self.corrupt_validation, window, VALIDATION_BATCH, generator)
         self.average.eval()
-        losses = self.loss(self.average.module, batch, t, noise)
+        losses = self.loss(self.averaged, batch, t, noise)
         return _by_noise_level(losses, t, self.schedule.T)
 
     def save(self) -> None:
@@ -213,7 +221,7 @@ class Trainer:
         temporary = self.out / "checkpoint.pt.tmp"
         torch.save(state, temporary)
         temporary.replace(self.out / "checkpoint.pt")
-        self.average.module.save_pretrained(self.out / "model", torch.float16)
+        self.averaged.save_pretrained(self.out / "model", torch.float16)
 
     def load(self) -> None:
         """Continue from checkpoint.pt."""
@@ -371,7 +379,7 @@ def _run(trainer: Trainer, deadline: float | None, stopped: Callable[[], bool], 
             if trainer.step % settings.evaluate_every == 0:
                 held_out = trainer.validate()
                 log.add("val", [*row, ""], held_out)
-                write_sample_sheet(trainer.average.module, trainer.validation, window, _sheet_path(trainer))
+                write_sample_sheet(trainer.averaged, trainer.validation, window, _sheet_path(trainer))
                 mean = sum(held_out) / len(held_out)
                 report(f"step {trainer.step}: {speed:.0f} images/s, held-out loss {mean:.4f}")
             if trainer.step % settings.checkpoint_every == 0:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import tomllib
 from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any, get_args, get_origin, get_type_hints
 
 from wsigen.errors import SettingsError
 
@@ -155,9 +155,29 @@ def _build(kind: Any, data: dict[str, Any], origin: str) -> Any:
             values[key] = tuple(_build(Phase, entry, origin) for entry in value)
         elif is_dataclass(hints[key]):
             values[key] = _build(hints[key], value, origin)
+        elif not _fits(value, hints[key]):
+            raise SettingsError(
+                f"{origin}: {key} = {value!r} is of the wrong type; {_wanted(hints[key])} belongs there"
+            )
         else:
             values[key] = tuple(value) if isinstance(value, list) else value
     try:
         return kind(**values)
     except TypeError as error:
         raise SettingsError(f"{origin}: {error}") from error
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    """Whether a TOML value suits a field; a whole number may stand for a real one."""
+    if get_origin(hint) is tuple:
+        return isinstance(value, list) and all(_fits(entry, get_args(hint)[0]) for entry in value)
+    if get_origin(hint) is dict:
+        return isinstance(value, dict) and all(_fits(entry, get_args(hint)[1]) for entry in value.values())
+    return isinstance(value, (int, float) if hint is float else hint) and not isinstance(value, bool)
+
+
+def _wanted(hint: Any) -> str:
+    """Name a field's type in words."""
+    if get_origin(hint) is tuple:
+        return "a list"
+    return {int: "a whole number", float: "a number", str: "a text"}.get(hint, "a table of texts")
