@@ -2,3 +2,7 @@
 
 Imported as ``wsigen_kernels``. The package knows nothing of wsigen: it works on plain tensors.
 """
+
+
+class BackendError(ValueError):
+    """An implementation was asked for that is unknown, or that cannot run here: one line that says why."""

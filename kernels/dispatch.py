@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from functools import cache
 
 import torch
+from wsigen_kernels import BackendError
 
 
 @dataclass(frozen=True)
@@ -25,7 +26,7 @@ class Choice:
 def _forced(variable: str, allowed: tuple[str, ...]) -> str | None:
     value = os.environ.get(variable, "auto").strip().lower() or "auto"
     if value not in ("auto", *allowed):
-        raise ValueError(f"{variable}={value}: not one of auto, {', '.join(allowed)}")
+        raise BackendError(f"{variable}={value}: not one of auto, {', '.join(allowed)}")
     return None if value == "auto" else value
 
 
@@ -43,7 +44,7 @@ def attention_choice() -> Choice:
     """Choose the attention implementation of this process."""
     forced = _forced("WSIGEN_ATTENTION", ("torch", "xformers"))
     if forced == "xformers" and (obstacle := xformers_obstacle()):
-        raise ValueError(f"WSIGEN_ATTENTION=xformers: {obstacle}; set WSIGEN_ATTENTION=auto")
+        raise BackendError(f"WSIGEN_ATTENTION=xformers: {obstacle}; set WSIGEN_ATTENTION=auto")
     if forced:
         return Choice(forced, "set by WSIGEN_ATTENTION")
     if torch.cuda.is_available():

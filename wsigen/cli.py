@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from wsigen_kernels import BackendError
 
 from wsigen import __version__
 from wsigen.errors import SettingsError, WsigenError
@@ -22,13 +23,13 @@ PATH = click.Path(path_type=Path)
 
 
 class _Commands(click.Group):
-    """A group whose commands end with one clear line and exit code 2 on a WsigenError."""
+    """A group whose commands end with one clear line and exit code 2 on an error that the user can mend."""
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command."""
         try:
             return super().invoke(ctx)
-        except WsigenError as error:
+        except (WsigenError, BackendError) as error:
             click.echo(f"wsigen: {error}", err=True)
             sys.exit(2)
 

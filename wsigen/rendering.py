@@ -263,10 +263,10 @@ class _PictureWatch:
         if progress.resumed:
             self.partial = True
         if progress.region is not None and progress.stage is not None:
-            region = tuple(progress.region)
-            rgb, known = self.canvas.read_region(*region, stages_below=progress.stage + 1)
-            _, before = self.canvas.read_region(*region, stages_below=progress.stage)
-            self.preview.add(region[0], region[1], rgb, known & ~before)
+            x, y, width, height = progress.region
+            rgb, known = self.canvas.read_region(x, y, width, height, stages_below=progress.stage + 1)
+            _, before = self.canvas.read_region(x, y, width, height, stages_below=progress.stage)
+            self.preview.add(x, y, rgb, known & ~before)
             if time.monotonic() - self.written > PREVIEW_SECONDS:
                 self.preview.write(self.path)
                 self.written = time.monotonic()

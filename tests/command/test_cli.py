@@ -1,6 +1,7 @@
 """The command line as its users meet it: real files, a small network, real slides."""
 
 import json
+import os
 import subprocess
 import sys
 import time
@@ -224,3 +225,14 @@ def test_help_starts_fast() -> None:
     )
     assert loaded.stdout.split() == ["False", "False"]
     assert min(times) < 0.5
+
+
+def test_a_back_end_that_cannot_run_gets_one_line(mask: Path, model: Path, tmp_path: Path) -> None:
+    result = subprocess.run(
+        [sys.executable, "-m", "wsigen", "render", str(mask), "-o", str(tmp_path / "x.svs"), "--model", str(model)],
+        env=os.environ | {"WSIGEN_ATTENTION": "magic"},
+        capture_output=True,
+        text=True,
+    )
+    assert result.returncode == 2
+    assert "WSIGEN_ATTENTION" in result.stderr.splitlines()[-1] and "Traceback" not in result.stderr

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 TISSUE_MIN_OD = 0.06  # mean optical density above which a pixel counts as tissue; glass lies near 0.02
 MIN_GLASS_PIXELS = 1_000
-SAMPLE_TILES = 256
+SAMPLE_TILES = 64
 SAMPLE_TILE = 512  # px
 SMOOTHING_PX = 4.0  # 2 um at 0.5 mpp
 GLASS_MARGIN_OD = 0.032  # above the picture's own glass; pale stroma starts near 0.04
