@@ -21,12 +21,12 @@ CONFIG_FILE = "config.json"
 class UNetConfig:
     """Shape of the U-Net. The comments give the published NASDM network in brackets."""
 
-    channels: tuple[int, ...] = (96, 128, 192)  # a level, finest first [256, 256, 512, 768, 1024]
+    channels: tuple[int, ...] = (64, 128, 224)  # a level, finest first [256, 256, 512, 768, 1024]
     num_res_blocks: int = 2  # residual blocks a level in the encoder, one more in the decoder [2]
     attention_levels: tuple[int, ...] = (2,)  # levels with self-attention [2, 3, 4: 32, 16 and 8 px at 128]
-    head_channels: int = 64  # channels of an attention head [64]
+    head_channels: int = 32  # channels of an attention head [64]
     patch: int = 2  # pixel-unshuffle in front, pixel-shuffle behind [1]
-    spade_hidden: int = 64  # hidden channels between mask and (gamma, beta) [128]
+    spade_hidden: int = 48  # hidden channels between mask and (gamma, beta) [128]
     spade_resize: str = "area"  # how a mask reaches a coarser level: "area" or "nearest" ["nearest"]
     condition_in_encoder: bool = True  # mask planes also enter beside the noisy image [False]
     context: bool = True  # neighbour context RGB and known-pixel plane enter beside the noisy image [False]
@@ -140,6 +140,7 @@ PRESETS: dict[str, ModelConfig] = {
         unet=UNetConfig(
             channels=(256, 256, 512, 768, 1024),
             attention_levels=(2, 3, 4),
+            head_channels=64,
             patch=1,
             spade_hidden=128,
             spade_resize="nearest",
