@@ -223,3 +223,15 @@ def test_a_network_in_bfloat16_keeps_known_pixels_exact(lively):
     known = inputs.known.expand_as(painted) > 0
     assert painted.dtype == torch.float32
     assert torch.equal(painted[known], inputs.context[known])
+
+
+@pytest.mark.parametrize(
+    ("shape", "words"),
+    [
+        ({"channels": (64, 100)}, "channels 100: must be a multiple of norm_groups"),
+        ({"channels": (64, 96), "head_channels": 64, "attention_levels": (1,)}, "channels 96: must be a multiple"),
+    ],
+)
+def test_widths_that_do_not_divide_are_named(shape, words):
+    with pytest.raises(ModelError, match=words):
+        UNetConfig(**shape)

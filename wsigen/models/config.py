@@ -33,6 +33,15 @@ class UNetConfig:
     style_dim: int = 6  # length of the stain style vector, 0 for none [0]
     norm_groups: int = 32  # groups of every group norm [32]
 
+    def __post_init__(self) -> None:
+        for width in self.channels:
+            if width % self.norm_groups:
+                raise ModelError(f"channels {width}: must be a multiple of norm_groups, {self.norm_groups}")
+        attending = {self.channels[-1], *(self.channels[level] for level in self.attention_levels)}
+        for width in attending:
+            if width > self.head_channels and width % self.head_channels:
+                raise ModelError(f"channels {width}: must be a multiple of head_channels, {self.head_channels}")
+
 
 @dataclass(frozen=True)
 class ModelConfig:
