@@ -224,6 +224,8 @@ def _make_way(plan: RenderPlan, overwrite: bool, resume: bool) -> None:
     """Refuse to touch what exists unless told to; discard an old canvas only to overwrite."""
     if plan.out.exists() and not (overwrite or resume):
         raise SettingsError(f"{plan.out} exists; replace it with --overwrite, or choose another name with -o")
+    if plan.out.exists() and resume and not overwrite and not plan.canvas.exists():
+        raise SettingsError(f"{plan.out} is finished, nothing is left to resume; paint it anew with --overwrite")
     if plan.canvas.exists() and not resume:
         if not overwrite:
             raise SettingsError(f"{plan.canvas} holds an unfinished render; continue it with --resume, or --overwrite")
