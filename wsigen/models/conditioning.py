@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-UNKNOWN_TISSUE = 255
+from wsigen.masks.window import UNKNOWN as UNKNOWN_TISSUE
 
 
 def condition_planes(

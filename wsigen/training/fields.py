@@ -12,8 +12,7 @@ import numpy as np
 
 from wsigen.masks.conditions import deep_glass, instance_edges, tissue_near_nuclei
 from wsigen.models.stain import tissue_from_density
-
-UNAVAILABLE = 255
+from wsigen.training.manifest import UNAVAILABLE
 
 
 @dataclass(frozen=True)

@@ -332,7 +332,7 @@ def train(
     if resume and (out / "checkpoint.pt").exists():
         trainer.load()
     if process.leads:
-        (out / "settings.json").write_text(json.dumps(settings_record(settings), indent=2) + "\n", encoding="utf-8")
+        (out / "settings.json").write_text(json.dumps(asdict(settings), indent=2) + "\n", encoding="utf-8")
         config = trainer.model.config
         report(
             f"{config.name}: {trainer.model.parameter_count / 1e6:.1f} M parameters on {process.world} x "
@@ -400,8 +400,3 @@ def _agree(stop: bool, process: Process) -> bool:
     flag = torch.tensor(float(stop), device=process.device)
     dist.all_reduce(flag, dist.ReduceOp.MAX)
     return bool(flag.item())
-
-
-def settings_record(settings: TrainSettings) -> dict[str, Any]:
-    """The settings as plain data, for settings.json and the model card."""
-    return asdict(settings)
