@@ -18,7 +18,7 @@ from wsigen.models.nasdm import NasdmModel
 from wsigen.models.stain import StyleRange
 from wsigen.training import manifest as folder_format
 from wsigen.training.corrupt import Corruptor, context_mask
-from wsigen.training.loop import train
+from wsigen.training.loop import pixel_weights, train
 from wsigen.training.patches import PRESENT_PIXELS, PatchBank
 from wsigen.training.prepare import prepare
 from wsigen.training.settings import (
@@ -114,6 +114,25 @@ def same(first, second):
 
 
 # --- runs -------------------------------------------------------------------------------------------------------------
+
+
+def test_loss_weights_stress_the_border_of_known_pixels():
+    known = torch.zeros(1, 1, 40, 40)
+    known[..., :10] = 1
+    weights = pixel_weights(known, known_weight=0.25, border_weight=2.0)[0, 0, 5]
+    assert weights[:10].unique().tolist() == [0.25]
+    assert weights[10:18].unique().tolist() == [3.0]
+    assert weights[18:].unique().tolist() == [1.0]
+
+
+def test_fine_tuning_starts_from_a_model_and_keeps_its_configuration(data, finished, tmp_path):
+    first = NasdmModel.from_pretrained(finished / "model")
+    settings = replace(SETTINGS, initial_model=str(finished / "model"), phases=(Phase((32,), (2,), 1),), learning_rate=0.0)
+    train(settings, data, tmp_path / "tuned", device="cpu", report=lambda _: None)
+    tuned = NasdmModel.from_pretrained(tmp_path / "tuned" / "model")
+    assert tuned.config == first.config
+    for name, value in first.state_dict().items():
+        torch.testing.assert_close(tuned.state_dict()[name], value, rtol=0, atol=1e-6)
 
 
 def test_a_run_leaves_log_checkpoint_settings_and_a_model(finished):

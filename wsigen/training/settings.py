@@ -76,6 +76,9 @@ class TrainSettings:
     decay_steps: int = 2000  # linear decay to a hundredth at the end
     ema_decay: float = 0.9995
     max_grad_norm: float = 1.0
+    initial_model: str = ""  # name or folder of a model whose weights the run starts from: fine-tuning
+    known_weight: float = 0.25  # share of known pixels in the loss; without it painting ignores its neighbours
+    border_weight: float = 2.0  # added to the weight of unknown pixels within 8 px of known ones
     crop_stride: int = 8
     rare_class_weight: tuple[float, ...] = ()  # added to a crop's sampling weight when it holds the class
     machine_label_weight: float = 0.7  # factor for crops whose labels a network made
