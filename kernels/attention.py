@@ -32,10 +32,10 @@ def attention(qkv: Tensor, heads: int) -> Tensor:
 
 
 def _served(qkv: Tensor) -> bool:
-    """Whether the kernel takes ``qkv``: without gradients, on a GPU, and short unless Triton was asked for by name."""
-    if torch.is_grad_enabled() and qkv.requires_grad:
+    """Whether the kernel takes ``qkv``: without gradients, on a GPU; in 16 bits and short unless asked for by name."""
+    if (torch.is_grad_enabled() and qkv.requires_grad) or not (qkv.is_cuda or ANY_DEVICE) or not fits(qkv):
         return False
-    return (qkv.is_cuda or ANY_DEVICE) and fits(qkv) and (FORCED or qkv.shape[2] * qkv.shape[3] < LONG)
+    return FORCED or (qkv.element_size() == 2 and qkv.shape[2] * qkv.shape[3] < LONG)
 
 
 def attention_torch(qkv: Tensor, heads: int, xformers: bool = False) -> Tensor:
