@@ -19,6 +19,7 @@ from wsigen_kernels.dispatch import interpreting, norm_choice
 from wsigen_kernels.layout import fits
 
 BACKEND = norm_choice().name  # a constant, so that torch.compile traces one branch
+FORCED = norm_choice().reason.startswith("set by")
 ANY_DEVICE = interpreting()
 
 
@@ -39,9 +40,10 @@ def group_norm(
 
     ``weight`` and ``bias`` are (C,); ``gamma`` and ``beta`` (B, C, H, W); ``scale`` and ``shift`` (B, C). With ``skip``
     (B, C', H, W) the norm is that of x and skip concatenated, and C counts the channels of both.
-    Statistics are taken in float32; the result has the dtype of ``x``. Differentiable in every tensor.
+    Statistics are taken in float32; the result has the dtype of ``x``. Differentiable in every tensor; where gradients
+    are enabled Triton runs only if it was asked for by name, since torch.compile fuses forward and backward as well.
     """
-    if BACKEND == "triton" and served(x):
+    if BACKEND == "triton" and served(x) and (FORCED or not torch.is_grad_enabled()):
         from wsigen_kernels import ops
 
         return ops.group_norm(x, skip, groups, weight, bias, gamma, beta, scale, shift, silu, eps)[0]

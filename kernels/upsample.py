@@ -1,8 +1,8 @@
 """Nearest upsampling by two, then a 3 x 3 convolution, without the upsampled map.
 
 Every output pixel sees at most 2 x 2 different input pixels. The four phases (even and odd rows and columns) are four
-2 x 2 convolutions of the small map, whose weights are sums of the 3 x 3 ones: 4 x 4 multiplications where there were 9
-per output pixel's worth, 2.25 times fewer (Shi et al. 2016 for the sub-pixel view).
+2 x 2 convolutions of the small map, whose weights are sums of the 3 x 3 ones: 4 products an output pixel and pair of
+channels instead of 9 (the sub-pixel view is that of Shi et al. 2016).
 
     even row i of the output: rows i - 1 and i of the input, with weights w0 and w1 + w2
     odd row i:                rows i and i + 1,              with weights w0 + w1 and w2

@@ -15,22 +15,23 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from triton.runtime.jit import JITFunction
-from wsigen_kernels import attention_triton, merge_triton, norm_triton
+from wsigen_kernels import attention_triton, merge_triton, noise_triton, norm_triton, solver_triton
 
-NAMES = {torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.float16: "*fp16", torch.int64: "*i64"}
+NAMES = {torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.int64: "*i64", torch.int8: "*i8"}
 TOOL = os.path.join(os.path.dirname(triton.__file__), "backends", "nvidia", "bin", "cuobjdump")
 ALIGNED = [["tt.divisibility", 16]]
 
 
-def describe(value, is_constexpr):
+def describe(value, parameter):
     """Type, constant value or None, and attributes of an argument, as Triton's launcher would have them."""
-    if is_constexpr or value is None or (isinstance(value, int) and value == 1):
+    special = not parameter.do_not_specialize
+    if parameter.is_constexpr or value is None or (isinstance(value, int) and value == 1 and special):
         return "constexpr", (value,), None
     if isinstance(value, torch.Tensor):
         return NAMES[value.dtype], None, ALIGNED
     if isinstance(value, float):
         return "fp32", None, None
-    return "i32", None, ALIGNED if value % 16 == 0 else None
+    return "i32" if value < 2**31 else "i64", None, ALIGNED if value % 16 == 0 and special else None
 
 
 def compile_instead(kernel, *args, grid, warmup, **named):
@@ -38,7 +39,7 @@ def compile_instead(kernel, *args, grid, warmup, **named):
     given = dict(zip(names, args, strict=False)) | {name: named.pop(name) for name in list(named) if name in names}
     signature, constants, attributes = {}, {}, {}
     for index, parameter in enumerate(kernel.params):
-        kind, constant, attribute = describe(given[parameter.name], parameter.is_constexpr)
+        kind, constant, attribute = describe(given[parameter.name], parameter)
         signature[parameter.name] = kind
         if constant is not None:
             constants[(index,)] = constant[0]
@@ -81,6 +82,11 @@ def launch_all(dtype):
     )
     for side in (8, 16, 32):
         attention_triton.attention(feature(3 * 224, side, dtype), 7)
+    corner, table = vector(2, dtype=torch.int64), vector(4096, dtype=torch.int64)
+    noise_triton.coordinate_normals((7, 2**32 - 1), corner, corner, 256, 256, 1, 0, table)
+    image, known = torch.empty(2, 3, 256, 256, device="meta"), torch.empty(2, 1, 256, 256, device="meta").bool()
+    update = solver_triton.Update(0.5, 0.5, 0.5, 0.5, 0.5, 0.5)
+    solver_triton.step(feature(3, 256, dtype), image, image, known, update, image, image)
 
 
 if __name__ == "__main__":

@@ -209,6 +209,7 @@ def test_the_public_functions_follow_the_choice(monkeypatch, device, chosen):
         needs_triton()
     monkeypatch.setattr("wsigen_kernels.norm.BACKEND", chosen)
     monkeypatch.setattr("wsigen_kernels.norm.ANY_DEVICE", True)
+    monkeypatch.setattr("wsigen_kernels.norm.FORCED", True)
     x, residual = randn(B, C, H, W, device=device), randn(B, C, H, W, seed=8, device=device)
     given = modulation(True, False, True, device=device)
     assert torch.equal(group_norm(x, GROUPS, **given), NORMS[chosen](x, GROUPS, **given))

@@ -13,7 +13,6 @@ What is computed differs from the plain network by rounding alone; tests/models/
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -34,8 +33,9 @@ _RESAMPLE = {"": SAME, "up": UP, "down": DOWN}
 EPS = 1e-5
 Maps = tuple[Tensor, Tensor]
 
-# Upsampling and convolution as four convolutions of the small map: less arithmetic, one more pass.
-SUB_PIXEL = os.environ.get("WSIGEN_SUB_PIXEL", "0") == "1"
+# Upsampling and convolution as four convolutions of the small map: less arithmetic, one more pass. Off until
+# benchmarks/denoiser.py (variant "ours, sub-pixel") shows it faster.
+SUB_PIXEL = False
 
 
 @dataclass(frozen=True)
@@ -93,9 +93,7 @@ def _stage(stage: nn.Module, x: Feature, skip: Feature | None, emb: Tensor, maps
     return h if stage.attention is None else _attention_block(stage.attention, h)  # type: ignore[arg-type]
 
 
-def _res_block(
-    block: ResBlock, x: Feature, skip: Feature | None, emb: Tensor, maps: Iterator[Maps] | None
-) -> Feature:
+def _res_block(block: ResBlock, x: Feature, skip: Feature | None, emb: Tensor, maps: Iterator[Maps] | None) -> Feature:
     resample = _RESAMPLE[block.resample]
     by_phase = SUB_PIXEL and resample == UP
     h = _norm(block.norm_in, x, skip, maps, resample=SAME if by_phase else resample)

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -22,6 +23,7 @@ from wsigen_kernels.norm import group_norm
 from wsigen.models import fused
 from wsigen.models.config import UNetConfig
 
+Layer = TypeVar("Layer", bound=nn.Module)
 SpadeMaps = list[tuple[Tensor, Tensor]]  # (gamma, beta), in the order in which the decoder uses them
 
 
@@ -33,7 +35,7 @@ def timestep_embedding(timesteps: Tensor, dim: int, max_period: float = 10_000.0
     return torch.cat([angles.cos(), angles.sin()], dim=1)
 
 
-def zeroed(module: nn.Module) -> nn.Module:
+def zeroed(module: Layer) -> Layer:
     """Set a module's parameters to zero, so that its residual branch starts as the identity."""
     for parameter in module.parameters():
         nn.init.zeros_(parameter)
