@@ -31,12 +31,13 @@ def attention_kernel(
     ONE_BLOCK: tl.constexpr,
 ):
     """Attend from BLOCK_M queries of one head of one image to all keys."""
-    head = tl.program_id(1) % HEADS
-    image = (tl.program_id(1) // HEADS).to(tl.int64)
+    blocks = tl.cdiv(tokens, BLOCK_M)
+    head = tl.program_id(0) // blocks % HEADS
+    image = (tl.program_id(0) // blocks // HEADS).to(tl.int64)
     base = qkv_ptr + image * tokens * stride + head * D
     d = tl.arange(0, BLOCK_D)
     in_d = d < D
-    m = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
+    m = tl.program_id(0) % blocks * BLOCK_M + tl.arange(0, BLOCK_M)
     in_m = m < tokens
     query = tl.load(base + (m * stride)[:, None] + d[None, :], mask=in_m[:, None] & in_d[None, :], other=0.0)
     n = tl.arange(0, BLOCK_N)
@@ -84,7 +85,7 @@ def attention(qkv: Tensor, heads: int) -> Tensor:
     one_block = tokens <= RESIDENT and block_d <= 64
     block_m = min(64 if one_block else 128, max(16, next_power_of_2(tokens)))
     block_n = max(16, next_power_of_2(tokens)) if one_block else 64
-    attention_kernel[(ceil_div(tokens, block_m), batch * heads)](
+    attention_kernel[(ceil_div(tokens, block_m) * batch * heads,)](
         qkv, out, tokens, stride, 1.4426950408889634 / depth**0.5,
         HEADS=heads, D=depth, BLOCK_M=block_m, BLOCK_N=block_n, BLOCK_D=block_d, ONE_BLOCK=one_block,
         num_warps=8 if block_m == 128 and block_d > 64 else 4, num_stages=3,

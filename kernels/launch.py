@@ -6,7 +6,11 @@ the pixels of an image, are the same bits whatever it is batched with.
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+
+import torch
+from torch import Tensor
 
 _TILE = 4096  # elements a program holds at a time: 32 a thread, four 16-byte loads, without spilling
 _SLICES = 16  # at most so many partial sums an image: enough programs from 64 images on, and short to merge
@@ -20,6 +24,11 @@ def next_power_of_2(n: int) -> int:
 def ceil_div(a: int, b: int) -> int:
     """Divide, rounding up."""
     return -(-a // b)
+
+
+def on(x: Tensor) -> AbstractContextManager:
+    """Make the device of ``x`` the current one: Triton starts kernels there and nowhere else."""
+    return torch.cuda.device(x.device) if x.is_cuda else nullcontext()
 
 
 @dataclass(frozen=True)

@@ -58,12 +58,13 @@ def add_kernel(
     BLOCK_C: tl.constexpr,
 ):
     """Add and take moments of one slice; x may have half (UP) or twice (DOWN) the resolution of h."""
-    part = tl.program_id(1)
+    BLOCKS: tl.constexpr = (C + BLOCK_C - 1) // BLOCK_C
+    part = tl.program_id(0) // BLOCKS
     image = (part // slices).to(tl.int64)
     first = (part % slices) * slice_pixels
     pixels = height * width
     count = tl.minimum(slice_pixels, pixels - first)
-    channel = tl.program_id(0) * BLOCK_C + tl.arange(0, BLOCK_C)
+    channel = tl.program_id(0) % BLOCKS * BLOCK_C + tl.arange(0, BLOCK_C)
     in_c = channel < C
     h_base = h_ptr + image * pixels * h_stride
     out_base = out_ptr + image * pixels * C
@@ -142,11 +143,12 @@ def project_kernel(
     BLOCK_K: tl.constexpr,
 ):
     """Multiply, add and take moments of one slice of pixels and one block of output channels."""
-    part = tl.program_id(1)
+    BLOCKS: tl.constexpr = (C + BLOCK_N - 1) // BLOCK_N
+    part = tl.program_id(0) // BLOCKS
     image = (part // slices).to(tl.int64)
     first = (part % slices) * slice_pixels
     count = tl.minimum(slice_pixels, pixels - first)
-    channel = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
+    channel = tl.program_id(0) % BLOCKS * BLOCK_N + tl.arange(0, BLOCK_N)
     in_c = channel < C
     h_base = h_ptr + image * pixels * h_stride
     x_base = x_ptr + image * pixels * x_stride
@@ -198,7 +200,7 @@ def merge(
     moments = h.new_empty((batch, slices.count, 2, channels), dtype=torch.float32)
     if weight is None:
         tile = Tile.of(channels)
-        add_kernel[(ceil_div(channels, tile.channels), batch * slices.count)](
+        add_kernel[(ceil_div(channels, tile.channels) * batch * slices.count,)](
             h, bias, x, out, moments, height, width, slices.pixels, slices.count, h_stride, x_stride,
             C=channels, HAS_BIAS=bias is not None, RESAMPLE=resample, BLOCK_P=tile.pixels, BLOCK_C=tile.channels,
         )  # fmt: skip
@@ -208,7 +210,7 @@ def merge(
     weight = weight.reshape(channels, x.shape[1] + behind).contiguous()
     block_n = min(128, max(16, next_power_of_2(channels)))
     block_k = 64 if x.shape[1] % 64 == 0 and behind % 64 == 0 else 32
-    project_kernel[(ceil_div(channels, block_n), batch * slices.count)](
+    project_kernel[(ceil_div(channels, block_n) * batch * slices.count,)](
         h, bias, x, skip, weight, out, moments, height * width, slices.pixels, slices.count,
         h_stride, x_stride, skip_stride,
         C=channels, K1=x.shape[1], K2=behind, HAS_BIAS=bias is not None,

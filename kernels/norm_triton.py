@@ -39,11 +39,12 @@ def moments_kernel(
 
     Every lane of a tile keeps Welford's running moments (1962) of its own pixels; lanes are merged at the end.
     """
-    part = tl.program_id(1)
+    BLOCKS: tl.constexpr = (C + BLOCK_C - 1) // BLOCK_C
+    part = tl.program_id(0) // BLOCKS
     image = (part // slices).to(tl.int64)
     first = (part % slices) * slice_pixels
     count = tl.minimum(slice_pixels, image_pixels - first)
-    channel = tl.program_id(0) * BLOCK_C + tl.arange(0, BLOCK_C)
+    channel = tl.program_id(0) % BLOCKS * BLOCK_C + tl.arange(0, BLOCK_C)
     in_c = channel < C
     base = x_ptr + image * image_pixels * x_stride + channel
     lane = tl.arange(0, BLOCK_P)
@@ -196,8 +197,7 @@ def _modulated(
         at = (pixel * map_stride)[:, None] + channel[None, :]
         gamma = tl.load(gamma_ptr + at, mask=inside, other=0.0).to(tl.float32)
         beta = tl.load(beta_ptr + at, mask=inside, other=0.0).to(tl.float32)
-        y = y * (1.0 + gamma) + beta * scale[None, :]
-    y += shift[None, :]
+        y = y * (1.0 + gamma) + beta * scale[None, :] + shift[None, :]
     if SILU:
         y = y / (1.0 + tl.exp(-y))
     return y
@@ -228,18 +228,23 @@ def apply_kernel(
     BLOCK_C: tl.constexpr,
 ):
     """Normalise and modulate with ready coefficients; keep, double or halve the resolution while writing."""
-    part = tl.program_id(1)
+    BLOCKS: tl.constexpr = (C + BLOCK_C - 1) // BLOCK_C
+    part = tl.program_id(0) // BLOCKS
     image = (part // parts).to(tl.int64)
     first = (part % parts) * (TILES * BLOCK_P)
-    channel = tl.program_id(0) * BLOCK_C + tl.arange(0, BLOCK_C)
+    channel = tl.program_id(0) % BLOCKS * BLOCK_C + tl.arange(0, BLOCK_C)
     in_c = channel < C
     pixels = height * width
     row_of = coefficients_ptr + image * 5 * C + channel
     mean = tl.load(row_of, mask=in_c, other=0.0)
     gain = tl.load(row_of + C, mask=in_c, other=0.0)
     inner = tl.load(row_of + 2 * C, mask=in_c, other=0.0)
-    scale = tl.load(row_of + 3 * C, mask=in_c, other=0.0)
+    scale = gain
     shift = tl.load(row_of + 4 * C, mask=in_c, other=0.0)
+    if HAS_MAPS:
+        scale = tl.load(row_of + 3 * C, mask=in_c, other=0.0)
+    else:
+        inner += shift
     x_base = x_ptr + image * pixels * x_stride
     skip_base = x_base
     if HAS_SKIP:
@@ -287,7 +292,7 @@ def moments(x: Tensor) -> Tensor:
     batch, channels, height, width = x.shape
     slices, tile = Slices.of(height * width), Tile.of(channels)
     out = x.new_empty((batch, slices.count, 2, channels), dtype=torch.float32)
-    moments_kernel[(ceil_div(channels, tile.channels), batch * slices.count)](
+    moments_kernel[(ceil_div(channels, tile.channels) * batch * slices.count,)](
         x, out, height * width, slices.pixels, slices.count, stride,
         C=channels, BLOCK_P=tile.pixels, BLOCK_C=tile.channels,
     )  # fmt: skip
@@ -335,7 +340,7 @@ def normalise(
     y = empty_by_pixel((batch, channels, *size), x)
     visited = size[0] * size[1] if resample == DOWN else height * width
     parts = ceil_div(visited, tile.pixels * _APPLY_TILES)
-    apply_kernel[(ceil_div(channels, tile.channels), batch * parts)](
+    apply_kernel[(ceil_div(channels, tile.channels) * batch * parts,)](
         x, skip, gamma, beta, coefficients, y, height, width, x_stride, skip_stride, map_stride, parts,
         C1=own, C=channels, HAS_SKIP=skip is not None, HAS_MAPS=gamma is not None, SILU=silu, RESAMPLE=resample,
         TILES=_APPLY_TILES, BLOCK_P=tile.pixels, BLOCK_C=tile.channels,

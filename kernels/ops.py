@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from wsigen_kernels.launch import Slices
+from wsigen_kernels.launch import Slices, on
 from wsigen_kernels.layout import empty_by_pixel
 
 _FORMULA = "Tensor? weight, Tensor? bias, Tensor? gamma, Tensor? beta, Tensor? scale, Tensor? shift"
@@ -24,10 +24,11 @@ def group_norm(x, skip, groups, weight, bias, gamma, beta, scale, shift, silu, e
     """Normalise ``x``, with ``skip`` behind it; return the result and (B, groups, 2): mean and 1 / std."""
     from wsigen_kernels import norm_triton
 
-    behind = None if skip is None else norm_triton.moments(skip)
-    return norm_triton.normalise(
-        x, norm_triton.moments(x), groups, skip, behind, None, weight, bias, gamma, beta, scale, shift, silu, eps
-    )
+    with on(x):
+        behind = None if skip is None else norm_triton.moments(skip)
+        return norm_triton.normalise(
+            x, norm_triton.moments(x), groups, skip, behind, None, weight, bias, gamma, beta, scale, shift, silu, eps
+        )
 
 
 @group_norm.register_fake
@@ -103,7 +104,8 @@ def moments(x):  # type: ignore[no-untyped-def]
     """Take the moments of ``x`` (B, C, H, W): (B, slices, 2, C) float32."""
     from wsigen_kernels import norm_triton
 
-    return norm_triton.moments(x)
+    with on(x):
+        return norm_triton.moments(x)
 
 
 @moments.register_fake
@@ -125,9 +127,10 @@ def normalise(  # type: ignore[no-untyped-def]
     """Normalise with ready moments (no gradients): see :func:`wsigen_kernels.norm_triton.normalise`."""
     from wsigen_kernels import norm_triton
 
-    return norm_triton.normalise(
-        x, moments, groups, skip, skip_moments, x_bias, weight, bias, gamma, beta, scale, shift, silu, eps, resample
-    )[0]
+    with on(x):
+        return norm_triton.normalise(
+            x, moments, groups, skip, skip_moments, x_bias, weight, bias, gamma, beta, scale, shift, silu, eps, resample
+        )[0]
 
 
 @normalise.register_fake
@@ -146,7 +149,8 @@ def merge(h, bias, x, skip, weight, resample):  # type: ignore[no-untyped-def]
     """Add a residual to ``h`` and take the sum's moments: see :func:`wsigen_kernels.merge_triton.merge`."""
     from wsigen_kernels import merge_triton
 
-    return merge_triton.merge(h, bias, x, skip, weight, resample)
+    with on(h):
+        return merge_triton.merge(h, bias, x, skip, weight, resample)
 
 
 @merge.register_fake
@@ -159,7 +163,8 @@ def attention(qkv, heads):  # type: ignore[no-untyped-def]
     """Attend over the pixels of packed ``qkv`` (B, 3 C, H, W), without gradients; return (B, C, H, W)."""
     from wsigen_kernels import attention_triton
 
-    return attention_triton.attention(qkv, heads)
+    with on(qkv):
+        return attention_triton.attention(qkv, heads)
 
 
 @attention.register_fake

@@ -14,7 +14,7 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
-from wsigen_kernels.launch import ceil_div
+from wsigen_kernels.launch import ceil_div, on
 
 _BLOCK = 512
 
@@ -98,10 +98,11 @@ def step(
     x = x.contiguous()
     previous, noise = (None if part is None else part.contiguous() for part in (previous, noise))
     following, data = torch.empty_like(x), torch.empty_like(x)
-    step_kernel[(ceil_div(height * width, _BLOCK), batch)](
-        output, x, context.contiguous(memory_format=torch.channels_last), known.contiguous().view(torch.int8),
-        previous if update.c else None, noise if update.d else None, following, data,
-        update.p, update.q, update.a, update.b, update.c, update.d, height, width, *output.stride(),
-        HAS_PREVIOUS=update.c != 0, HAS_NOISE=update.d != 0, BLOCK=_BLOCK,
-    )  # fmt: skip
+    with on(x):
+        step_kernel[(ceil_div(height * width, _BLOCK), batch)](
+            output, x, context.contiguous(memory_format=torch.channels_last), known.contiguous().view(torch.int8),
+            previous if update.c else None, noise if update.d else None, following, data,
+            update.p, update.q, update.a, update.b, update.c, update.d, height, width, *output.stride(),
+            HAS_PREVIOUS=update.c != 0, HAS_NOISE=update.d != 0, BLOCK=_BLOCK,
+        )  # fmt: skip
     return following, data
