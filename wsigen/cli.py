@@ -242,7 +242,7 @@ def doctor() -> None:
     for what, choice in (("attention", attention_choice()), ("group norm", norm_choice())):
         click.echo(f"{what}: {choice.name} ({choice.reason})")
     for package, obstacle in (("triton", triton_obstacle()), ("xformers", xformers_obstacle())):
-        click.echo(f"  {package} kernels: {obstacle or 'can run here'}")
+        click.echo(f"  {package}: {obstacle or 'can run here'}")
     click.echo("models:")
     click.get_current_context().invoke(models)
 
