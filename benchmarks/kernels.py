@@ -18,6 +18,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,7 @@ import torch.nn.functional as F
 from timing import copy_bandwidth, graphed, matmul_rate, seconds
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from wsigen_kernels import launch, norm_triton, ops
+from wsigen_kernels import attention_triton, launch, norm_triton, ops
 from wsigen_kernels.attention import attention_torch
 from wsigen_kernels.dispatch import xformers_obstacle
 from wsigen_kernels.norm import group_norm_torch
@@ -251,7 +252,7 @@ def heaviest(found: Counter[Site], number: int) -> list[tuple[Site, int]]:
 
 @contextmanager
 def cut(elements: int, tiles: int) -> Iterator[None]:
-    """Cut kernels otherwise for a while: elements of a tile, tiles of a program that applies a norm."""
+    """Cut norms otherwise for a while: elements of a tile, tiles of a program that applies a norm."""
     before = launch._TILE, norm_triton._APPLY_TILES
     launch._TILE, norm_triton._APPLY_TILES = elements, tiles
     try:
@@ -260,23 +261,47 @@ def cut(elements: int, tiles: int) -> Iterator[None]:
         launch._TILE, norm_triton._APPLY_TILES = before
 
 
+@contextmanager
+def attention_cut(chosen: launch.AttentionCut) -> Iterator[None]:
+    """Cut attention otherwise for a while."""
+
+    class Chosen:
+        of = staticmethod(lambda tokens, depth: chosen)
+
+    attention_triton.AttentionCut = Chosen  # type: ignore[assignment, misc]
+    try:
+        yield
+    finally:
+        attention_triton.AttentionCut = launch.AttentionCut  # type: ignore[misc]
+
+
+def cuts_of(site: Site) -> Iterator[tuple[str, Any, tuple[str, ...]]]:
+    """What to try at a site: a label, a context, and the candidates that it concerns."""
+    if site.kind == "norm":
+        for elements, tiles in product((2048, 4096, 8192), (1, 4, 8)):
+            yield f"{elements} elements, {tiles} tiles", cut(elements, tiles), (OURS, "triton, moments known")
+    if site.kind == "attention":
+        depth = launch.next_power_of_2(site.own // site.heads)
+        for queries, keys, warps, stages in product((64, 128), (32, 64, 128, 256), (4, 8), (2, 3)):
+            if queries * keys // warps <= 8192 and warps * 16 <= queries:
+                chosen = launch.AttentionCut(queries, keys, max(16, depth), warps, stages)
+                yield str(chosen), attention_cut(chosen), (OURS,)
+
+
 def tune(rows: list[tuple[Site, int]], batch: int, device: str, dtype: torch.dtype, repeats: int) -> list[dict]:
-    """Time norms under several cuts."""
+    """Time norms and attention under several cuts."""
     results = []
     for site, _ in rows:
-        if site.kind != "norm":
-            continue
-        for elements in (2048, 4096, 8192):
-            for tiles in (1, 4, 8):
-                with cut(elements, tiles):
-                    candidates, moved, _ = norm_candidates(site, batch, device, dtype)
-                    names = (OURS, "triton, moments known")
+        for label, context, names in cuts_of(site):
+            try:
+                with context:
+                    candidates, moved, _ = MAKERS[site.kind](site, batch, device, dtype)
                     timed = seconds([graphed(candidates[name], device) for name in names], device, repeats)
-                results.append({"site": site.label, "elements": elements, "tiles": tiles, "moved": moved, "s": timed})
-                both, known = (1e6 * value for value in timed)
-                click.echo(
-                    f"{site.label}: {elements} elements, {tiles} tiles: {both:.1f} us, apply alone {known:.1f} us"
-                )
+            except Exception as error:  # a cut may ask for more shared memory than there is
+                click.echo(f"{site.label}: {label}: {str(error).splitlines()[0]}")
+                continue
+            results.append({"site": site.label, "cut": label, "moved": moved, "s": timed})
+            click.echo(f"{site.label}: {label}: {', '.join(f'{value * 1e6:.1f} us' for value in timed)}")
     return results
 
 
@@ -343,7 +368,7 @@ def plot(rows: list[Row], path: Path) -> None:
 @click.option("--repeats", default=30, type=click.IntRange(min=1), show_default=True)
 @click.option("--quick", is_flag=True, help="The 4 heaviest norms and merges, 15 repeats.")
 @click.option("--tiny", is_flag=True, help="The tiny architecture, batch 2 x 32 px, once, in float32.")
-@click.option("--tune", "tuning", is_flag=True, help="Time the norms under several cuts instead.")
+@click.option("--tune", "tuning", is_flag=True, help="Time norms and attention under several cuts instead.")
 @click.option("--json", "json_file", type=click.Path(path_type=Path), help="Write all figures to this file.")
 @click.option("--plot", "plot_file", type=click.Path(path_type=Path), help="Draw them (needs matplotlib).")
 @torch.inference_mode()

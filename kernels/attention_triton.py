@@ -10,10 +10,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 from torch import Tensor
-from wsigen_kernels.launch import ceil_div, next_power_of_2
+from wsigen_kernels.launch import AttentionCut, ceil_div
 from wsigen_kernels.layout import by_pixel, empty_by_pixel
-
-RESIDENT = 256  # tokens: 64 queries x 256 keys of float32 are 128 registers a thread of four warps
 
 
 @triton.jit
@@ -29,6 +27,7 @@ def attention_kernel(
     BLOCK_N: tl.constexpr,
     BLOCK_D: tl.constexpr,
     ONE_BLOCK: tl.constexpr,
+    EVEN: tl.constexpr,  # whether the last block of keys is full
 ):
     """Attend from BLOCK_M queries of one head of one image to all keys."""
     blocks = tl.cdiv(tokens, BLOCK_M)
@@ -46,9 +45,10 @@ def attention_kernel(
         where = base + (n * stride)[:, None] + d[None, :]
         key = tl.load(where + HEADS * D, mask=in_n, other=0.0)
         value = tl.load(where + 2 * HEADS * D, mask=in_n, other=0.0)
-        scores = tl.dot(query, tl.trans(key), input_precision="ieee") * scale
-        scores = tl.where((n < tokens)[None, :], scores, float("-inf"))
-        weights = tl.exp2(scores - tl.max(scores, axis=1)[:, None])
+        scores = tl.dot(query, tl.trans(key), input_precision="ieee")
+        if not EVEN:
+            scores = tl.where((n < tokens)[None, :], scores, float("-inf"))
+        weights = tl.exp2(scores * scale - (tl.max(scores, axis=1) * scale)[:, None])
         total = tl.sum(weights, axis=1)
         out = tl.dot(weights.to(value.dtype), value, input_precision="ieee")
     else:
@@ -60,10 +60,11 @@ def attention_kernel(
             in_n = (at < tokens)[:, None] & in_d[None, :]
             where = base + (at * stride)[:, None] + d[None, :]
             key = tl.load(where + HEADS * D, mask=in_n, other=0.0)
-            scores = tl.dot(query, tl.trans(key), input_precision="ieee") * scale
-            scores = tl.where((at < tokens)[None, :], scores, float("-inf"))
-            higher = tl.maximum(highest, tl.max(scores, axis=1))
-            weights = tl.exp2(scores - higher[:, None])
+            scores = tl.dot(query, tl.trans(key), input_precision="ieee")
+            if not EVEN:
+                scores = tl.where((at < tokens)[None, :], scores, float("-inf"))
+            higher = tl.maximum(highest, tl.max(scores, axis=1) * scale)
+            weights = tl.exp2(scores * scale - higher[:, None])
             fade = tl.exp2(highest - higher)
             value = tl.load(where + 2 * HEADS * D, mask=in_n, other=0.0)
             out = tl.dot(weights.to(value.dtype), value, out * fade[:, None], input_precision="ieee")
@@ -81,13 +82,10 @@ def attention(qkv: Tensor, heads: int) -> Tensor:
     tokens, channels = height * width, packed // 3
     depth = channels // heads
     out = empty_by_pixel((batch, channels, height, width), qkv)
-    block_d = max(16, next_power_of_2(depth))
-    one_block = tokens <= RESIDENT and block_d <= 64
-    block_m = min(64 if one_block else 128, max(16, next_power_of_2(tokens)))
-    block_n = max(16, next_power_of_2(tokens)) if one_block else 64
-    attention_kernel[(ceil_div(tokens, block_m) * batch * heads,)](
+    cut = AttentionCut.of(tokens, depth)
+    attention_kernel[(ceil_div(tokens, cut.queries) * batch * heads,)](
         qkv, out, tokens, stride, 1.4426950408889634 / depth**0.5,
-        HEADS=heads, D=depth, BLOCK_M=block_m, BLOCK_N=block_n, BLOCK_D=block_d, ONE_BLOCK=one_block,
-        num_warps=8 if block_m == 128 and block_d > 64 else 4, num_stages=3,
+        HEADS=heads, D=depth, BLOCK_M=cut.queries, BLOCK_N=cut.keys, BLOCK_D=cut.depth,
+        ONE_BLOCK=tokens <= cut.keys, EVEN=tokens % cut.keys == 0, num_warps=cut.warps, num_stages=cut.stages,
     )  # fmt: skip
     return out

@@ -59,3 +59,25 @@ class Tile:
         widths = [width for width in (128, 64, 32, 16, 8, 4, 2, 1) if narrow <= width <= max(narrow, 128)]
         width = min(widths, key=lambda w: (ceil_div(channels, w) * w, -w))
         return cls(max(1, _TILE // width), width)
+
+
+@dataclass(frozen=True)
+class AttentionCut:
+    """A program of attention: how many queries it answers, how many keys it holds at a time."""
+
+    queries: int
+    keys: int
+    depth: int  # channels of a head, padded: 16 or more, as matrix units want
+    warps: int
+    stages: int  # blocks of keys and values on their way at a time
+
+    @classmethod
+    def of(cls, tokens: int, depth: int) -> AttentionCut:
+        """Choose for so many tokens and channels of a head.
+
+        Up to 256 tokens all keys are held: 64 queries x 256 keys of float32 are 128 registers a thread of four warps.
+        """
+        padded, all_tokens = max(16, next_power_of_2(depth)), max(16, next_power_of_2(tokens))
+        if tokens <= 256 and padded <= 64:
+            return cls(min(64, all_tokens), all_tokens, padded, 4, 2)
+        return cls(min(128, all_tokens), 64, padded, 8 if padded > 64 else 4, 3)
