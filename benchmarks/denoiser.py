@@ -4,32 +4,51 @@ A slide costs windows x steps forwards. A forward is timed with the SPADE maps o
 training, and with the maps of an earlier call, as in painting (see UNet.spade_cache). The ceiling is a large bfloat16
 matmul of random data on the same device in the same run: data sheets quote clocks that no machine holds.
 
-    python benchmarks/denoiser.py --model preset:nasdm-colon-20x --device cuda --batch 64 --compile
+Variants: ``eager`` and ``compiled`` (torch.compile, dynamic=False) use torch alone; ``ours`` the Triton kernels, in as
+few passes as they allow (wsigen.models.fused); ``ours+compiled`` lets torch.compile fuse what is left between them;
+``ours+sub-pixel`` upsamples by four small convolutions; ``auto`` is what this machine would choose. On a GPU every
+variant is replayed from a CUDA graph.
+
+    python benchmarks/denoiser.py --model preset:nasdm-colon-20x --device cuda --batch 64 --variant all
+    python benchmarks/denoiser.py --device cuda --batch 64 --variant all --quick
+    python benchmarks/denoiser.py --device cpu --variant all --tiny
 """
 
 from __future__ import annotations
 
 import copy
 import json
+import os
 import statistics
+import sys
 import time
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, astuple, dataclass
 from pathlib import Path
 from typing import Any
 
 import click
+
+if "--tiny" in sys.argv:
+    os.environ.setdefault("TRITON_INTERPRET", "1")  # read when the kernels are imported
+
 import torch
+from timing import graphed
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
+from wsigen_kernels import attention as attention_module
+from wsigen_kernels import norm as norm_module
 
 from wsigen.devices import choose_device
 from wsigen.errors import WsigenError
+from wsigen.models import fused
 from wsigen.models.conditioning import condition_planes
 from wsigen.models.config import ModelConfig
 from wsigen.models.nasdm import NasdmModel
 
+VARIANTS = ("eager", "compiled", "ours", "ours+compiled", "ours+sub-pixel")
 WARM_UP = 2  # forwards before the clock starts: allocator, cuDNN's and oneDNN's choice of algorithm
 CEILING_SIDE = {"cuda": 8192, "cpu": 2048}  # matrix side: large enough to be bound by arithmetic, short enough to wait
 
@@ -108,8 +127,22 @@ def count_flops(model: NasdmModel, inputs: Inputs) -> tuple[int, int]:
             function()
         return counter.get_total_flops()
 
-    cache = meta.spade_cache(arguments[2])
-    return counted(lambda: meta(*arguments)), counted(lambda: meta(*arguments, cache))
+    with back_ends("torch"):
+        cache = meta.spade_cache(arguments[2])
+        return counted(lambda: meta(*arguments)), counted(lambda: meta(*arguments, cache))
+
+
+@contextmanager
+def back_ends(name: str, sub_pixel: bool = False) -> Iterator[None]:
+    """Choose the implementation of attention and norms for a while; "auto" leaves this machine's choice."""
+    before = attention_module.BACKEND, norm_module.BACKEND, fused.SUB_PIXEL
+    if name != "auto":
+        attention_module.BACKEND = norm_module.BACKEND = name
+    fused.SUB_PIXEL = sub_pixel
+    try:
+        yield
+    finally:
+        attention_module.BACKEND, norm_module.BACKEND, fused.SUB_PIXEL = before
 
 
 def seconds_of(function: Callable[[], Any], device: str) -> float:
@@ -143,11 +176,64 @@ def ceiling_tflops(device: str, repeats: int) -> float:
     return 2 * side**3 / timing.shortest / 1e12
 
 
+@dataclass(frozen=True)
+class Prepared:
+    """A variant, compiled and captured: its three calls, and how long that took."""
+
+    computed: Callable[[], Any] | None  # None where it was left out for time
+    cached: Callable[[], Any]
+    maps: Callable[[], Any]
+    first_calls_s: float
+
+
+def prepare(variant: str, model: NasdmModel, inputs: Inputs, device: str, quick: bool) -> Prepared:
+    """Compile and warm up a variant; ``quick`` leaves the forward out that computes its maps, if it is compiled."""
+    name = "auto" if variant.startswith("auto") else "triton" if variant.startswith("ours") else "torch"
+    compiles = variant.endswith("compiled")
+    torch.compiler.reset()
+    started = time.perf_counter()
+    with back_ends(name, sub_pixel=variant.endswith("sub-pixel")):
+        forward: Callable[..., Any] = torch.compile(model, dynamic=False) if compiles else model
+        make_maps: Callable[..., Any] = (
+            torch.compile(model.spade_cache, dynamic=False) if compiles else model.spade_cache
+        )
+        cache = model.spade_cache(inputs.planes)
+        prepared = [
+            graphed(function, device)
+            for function in (
+                lambda: forward(*inputs.arguments, cache),
+                lambda: make_maps(inputs.planes),
+                *([] if compiles and quick else [lambda: forward(*inputs.arguments)]),
+            )
+        ]
+    if device == "cuda":
+        torch.cuda.synchronize()
+    elapsed = time.perf_counter() - started
+    if device != "cuda":  # nothing was captured: the choice must hold while it runs
+        prepared = [_within(function, name, variant) for function in prepared]
+    return Prepared(prepared[2] if len(prepared) == 3 else None, prepared[0], prepared[1], elapsed)
+
+
+def _within(function: Callable[[], Any], name: str, variant: str) -> Callable[[], Any]:
+    def run() -> Any:
+        with back_ends(name, sub_pixel=variant.endswith("sub-pixel")):
+            return function()
+
+    return run
+
+
 @torch.inference_mode()
 def measure(
-    name: str, device: str, dtype: str, batch: int, window: int | None, repeats: int, compiled: bool
-) -> dict[str, Any]:
-    """Run the benchmark and return its figures, as plain JSON."""
+    name: str,
+    device: str,
+    dtype: str,
+    batch: int,
+    window: int | None,
+    repeats: int,
+    variants: list[str],
+    quick: bool = False,
+) -> list[dict[str, Any]]:
+    """Run the benchmark and return the figures of each variant, as plain JSON."""
     torch.manual_seed(0)
     number = getattr(torch, dtype)
     model = load(name)
@@ -157,26 +243,44 @@ def measure(
     inputs = Inputs.random(config, batch, window, device, number)
     flops = count_flops(model, inputs)
     ceiling = ceiling_tflops(device, repeats)
-    forward = torch.compile(model) if compiled else model
-    cache = model.spade_cache(inputs.planes)
+    return [
+        {
+            "benchmark": "denoiser",
+            "model": name,
+            "parameters": model.parameter_count,
+            "device": torch.cuda.get_device_name() if device == "cuda" else device,
+            "threads": torch.get_num_threads(),
+            "torch": torch.__version__,
+            "dtype": dtype,
+            "batch": batch,
+            "window": window,
+            "repeats": repeats,
+            "ceiling_tflops": ceiling,
+            "steps": config.num_inference_steps,
+            **_measure_variant(variant, model, inputs, device, repeats, flops, ceiling, quick),
+        }
+        for variant in variants
+    ]
 
+
+def _measure_variant(
+    variant: str,
+    model: NasdmModel,
+    inputs: Inputs,
+    device: str,
+    repeats: int,
+    flops: tuple[int, int],
+    ceiling: float,
+    quick: bool,
+) -> dict[str, Any]:
     if device == "cuda":
+        torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
-    started = time.perf_counter()
-    forward(*inputs.arguments)
-    forward(*inputs.arguments, cache)
-    if device == "cuda":
-        torch.cuda.synchronize()
-    first_calls = time.perf_counter() - started
-    timings = time_in_turn(
-        [
-            lambda: forward(*inputs.arguments),
-            lambda: forward(*inputs.arguments, cache),
-            lambda: model.spade_cache(inputs.planes),
-        ],
-        device,
-        repeats,
-    )
+    batch, window, steps = len(inputs.x), inputs.x.shape[-1], model.config.num_inference_steps
+    calls = prepare(variant, model, inputs, device, quick)
+    timed = [calls.cached, calls.maps, *([calls.computed] if calls.computed else [])]
+    cached, maps, *rest = time_in_turn(timed, device, repeats)
+    computed = rest[0] if rest else Timing(*(a + b for a, b in zip(astuple(cached), astuple(maps), strict=True)))
 
     def figures(timing: Timing, operations: int) -> dict[str, Any]:
         tflops = operations / timing.median / 1e12
@@ -189,49 +293,47 @@ def measure(
             "share_of_ceiling": tflops / ceiling,
         }
 
-    steps = config.num_inference_steps
     return {
-        "benchmark": "denoiser",
-        "model": name,
-        "parameters": model.parameter_count,
-        "device": torch.cuda.get_device_name() if device == "cuda" else device,
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
-        "dtype": dtype,
-        "batch": batch,
-        "window": window,
-        "repeats": repeats,
-        "compiled": compiled,
-        "first_calls_s": first_calls,
-        "ceiling_tflops": ceiling,
-        "maps_computed": figures(timings[0], flops[0]),
-        "maps_cached": figures(timings[1], flops[1]),
-        "maps_s": asdict(timings[2]),
-        "steps": steps,
-        "painted_windows_per_s": batch / (steps * timings[1].median + timings[2].median),
+        "variant": variant,
+        "first_calls_s": calls.first_calls_s,
+        "maps_computed": figures(computed, flops[0]),
+        "maps_computed_is_a_sum": not rest,
+        "maps_cached": figures(cached, flops[1]),
+        "maps_s": asdict(maps),
+        "step_with_share_of_maps_s": cached.median + maps.median / steps,
+        "painted_windows_per_s": batch / (steps * cached.median + maps.median),
         "peak_memory_gib": torch.cuda.max_memory_allocated() / 2**30 if device == "cuda" else None,
     }
 
 
-def report(result: dict[str, Any]) -> None:
-    """Print the figures for people."""
+def report(results: list[dict[str, Any]]) -> None:
+    """Print the figures for people, as a table in Markdown."""
+    one = results[0]
     click.echo(
-        f"{result['model']}: {result['parameters'] / 1e6:.1f} M parameters, {result['dtype']}, "
-        f"batch {result['batch']} x {result['window']} px, "
-        f"{result['device']}, torch {result['torch']}, {result['threads']} threads, "
-        f"{'compiled' if result['compiled'] else 'eager'}; first calls {result['first_calls_s']:.1f} s"
+        f"{one['model']}: {one['parameters'] / 1e6:.1f} M parameters, {one['dtype']}, batch {one['batch']} x "
+        f"{one['window']} px, {one['device']}, torch {one['torch']}, {one['threads']} threads; "
+        f"{one['maps_computed']['gflop']:.0f} GFLOP with maps, {one['maps_cached']['gflop']:.0f} without; "
+        f"bf16 matmul {one['ceiling_tflops']:.3f} TFLOP/s\n"
     )
-    for key, label in (("maps_computed", "maps computed"), ("maps_cached", "maps cached")):
-        row = result[key]
+    click.echo(
+        "| variant | maps computed, ms | maps cached, ms | maps alone, ms | a step with its share of the maps, ms | "
+        "Mpx/s: computed, cached, with share | cached, TFLOP/s | windows/s, all steps | first calls, s | peak, GiB |\n"
+        + "| --- " * 10
+        + "|"
+    )
+    for row in results:
+        computed, cached = row["maps_computed"], row["maps_cached"]
+        share = row["step_with_share_of_maps_s"]
+        with_share = row["batch"] * row["window"] ** 2 / share / 1e6
+        memory = f"{row['peak_memory_gib']:.1f}" if row["peak_memory_gib"] else "-"
+        sum_mark = " (sum)" if row["maps_computed_is_a_sum"] else ""
         click.echo(
-            f"{label}: {Timing(**row['seconds'])} a forward, {row['gflop']:.1f} GFLOP; {row['windows_per_s']:.2f} "
-            f"windows/s, {row['mpx_per_s']:.3f} Mpx/s per step; {row['tflops']:.3f} TFLOP/s, "
-            f"{row['share_of_ceiling']:.0%} of {result['ceiling_tflops']:.3f} (bf16 matmul)"
+            f"| {row['variant']} | {Timing(**computed['seconds'])}{sum_mark} | "
+            f"{Timing(**cached['seconds'])} | {Timing(**row['maps_s'])} | {share * 1e3:.2f} | "
+            f"{computed['mpx_per_s']:.3g}, {cached['mpx_per_s']:.3g}, {with_share:.3g} | "
+            f"{cached['tflops']:.3g} ({cached['share_of_ceiling']:.0%}) | {row['painted_windows_per_s']:.3f} | "
+            f"{row['first_calls_s']:.0f} | {memory} |"
         )
-    click.echo(f"the maps alone: {Timing(**result['maps_s'])}")
-    click.echo(f"{result['steps']} steps: {result['painted_windows_per_s']:.3f} windows/s")
-    if result["peak_memory_gib"] is not None:
-        click.echo(f"peak memory: {result['peak_memory_gib']:.2f} GiB")
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
@@ -243,8 +345,13 @@ def report(result: dict[str, Any]) -> None:
 @click.option("--batch", default=2, type=click.IntRange(min=1), show_default=True, help="Windows a forward.")
 @click.option("--window", type=click.IntRange(min=1), help="Side of a window, px. [default: the model's]")
 @click.option("--repeats", default=5, type=click.IntRange(min=1), show_default=True)
-@click.option("--compile", "compiled", is_flag=True, help="Time torch.compile's forward.")
-@click.option("--json", "json_file", type=click.Path(path_type=Path), help="Append one line of JSON to this file.")
+@click.option(
+    "--variant", "variants", multiple=True, type=click.Choice([*VARIANTS, "auto", "all"]), help="[default: auto]"
+)
+@click.option("--compile", "compiled", is_flag=True, help="Short for --variant compiled.")
+@click.option("--quick", is_flag=True, help="Compile one forward a variant: computed maps are then a sum of two times.")
+@click.option("--tiny", is_flag=True, help="The tiny architecture, batch 2 x 16 px, once, in float32.")
+@click.option("--json", "json_file", type=click.Path(path_type=Path), help="Append a line of JSON a variant.")
 def main(
     model: str,
     device: str,
@@ -252,19 +359,26 @@ def main(
     batch: int,
     window: int | None,
     repeats: int,
+    variants: tuple[str, ...],
     compiled: bool,
+    quick: bool,
+    tiny: bool,
     json_file: Path | None,
 ) -> None:
     """Time the denoiser's forward."""
+    if tiny:
+        model, dtype, batch, window, repeats = "preset:tiny", "float32", 2, 16, 1
+    wanted = [*variants, *(["compiled"] if compiled else [])] or ["auto"]
+    chosen = list(VARIANTS) if "all" in wanted else wanted
     try:
         choice = choose_device(device, dtype)
-        result = measure(model, choice.device, choice.dtype, batch, window, repeats, compiled)
+        results = measure(model, choice.device, choice.dtype, batch, window, repeats, chosen, quick)
     except WsigenError as error:
         raise click.ClickException(str(error)) from error
-    report(result)
+    report(results)
     if json_file:
         with json_file.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(result) + "\n")
+            file.writelines(json.dumps(result) + "\n" for result in results)
 
 
 if __name__ == "__main__":

@@ -1,18 +1,24 @@
 """Which implementation runs, decided once per process, and why.
 
-The choice can be forced with the environment variables ``WSIGEN_ATTENTION`` (``auto``, ``torch``, ``xformers``) and
-``WSIGEN_NORM`` (``auto``, ``torch``). What cannot run here is refused with its reason rather than replaced in silence.
+The choice can be forced with the environment variables ``WSIGEN_ATTENTION`` (``auto``, ``triton``, ``torch``,
+``xformers``) and ``WSIGEN_NORM`` (``auto``, ``triton``, ``torch``); the command line's options set them. What cannot
+run here is refused with its reason rather than replaced in silence.
 """
 
 from __future__ import annotations
 
 import importlib.util
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 
 import torch
 from wsigen_kernels import BackendError
+
+ATTENTION_BACKENDS = ("triton", "torch", "xformers")
+NORM_BACKENDS = ("triton", "torch")
+_OLDEST_GPU = (8, 0)  # Ampere: the first with bfloat16 matrix products
 
 
 @dataclass(frozen=True)
@@ -23,11 +29,9 @@ class Choice:
     reason: str
 
 
-def _forced(variable: str, allowed: tuple[str, ...]) -> str | None:
-    value = os.environ.get(variable, "auto").strip().lower() or "auto"
-    if value not in ("auto", *allowed):
-        raise BackendError(f"{variable}={value}: not one of auto, {', '.join(allowed)}")
-    return None if value == "auto" else value
+def interpreting() -> bool:
+    """Whether Triton's interpreter is on, which runs kernels on the CPU, slowly, for tests."""
+    return os.environ.get("TRITON_INTERPRET", "0").strip().lower() in ("1", "true", "yes", "on", "y")
 
 
 def xformers_obstacle() -> str | None:
@@ -39,22 +43,61 @@ def xformers_obstacle() -> str | None:
     return None
 
 
+def triton_obstacle() -> str | None:
+    """Say why Triton's kernels cannot run here, or None if they can."""
+    if not torch.cuda.is_available() and not interpreting():
+        return "Triton needs a CUDA device"
+    if importlib.util.find_spec("triton") is None:
+        return "triton is not installed"
+    if torch.version.hip is not None:
+        return "the kernels are not tested on AMD GPUs"
+    if torch.cuda.is_available():
+        oldest = min(torch.cuda.get_device_capability(index) for index in range(torch.cuda.device_count()))
+        if oldest < _OLDEST_GPU:
+            return f"compute capability {oldest[0]}.{oldest[1]}: the kernels need 8.0 or newer"
+    return None
+
+
+_OBSTACLES: dict[str, Callable[[], str | None]] = {
+    "triton": lambda: triton_obstacle(),
+    "xformers": lambda: xformers_obstacle(),
+    "torch": lambda: None,
+}
+
+
+def _choose(variable: str, allowed: tuple[str, ...], on_gpu: str, on_cpu: str) -> Choice:
+    """Take what the variable forces; else Triton on a GPU that it serves, and torch everywhere else."""
+    value = os.environ.get(variable, "auto").strip().lower() or "auto"
+    if value not in ("auto", *allowed):
+        raise BackendError(f"{variable}={value}: not one of auto, {', '.join(allowed)}")
+    if value != "auto":
+        if obstacle := _OBSTACLES[value]():
+            raise BackendError(f"{variable}={value}: {obstacle}; set {variable}=auto")
+        return Choice(value, f"set by {variable}")
+    if not torch.cuda.is_available():
+        return Choice("torch", f"no GPU: {on_cpu}")
+    if obstacle := triton_obstacle():
+        return Choice("torch", obstacle)
+    return Choice("triton", on_gpu)
+
+
 @cache
 def attention_choice() -> Choice:
     """Choose the attention implementation of this process."""
-    forced = _forced("WSIGEN_ATTENTION", ("torch", "xformers"))
-    if forced == "xformers" and (obstacle := xformers_obstacle()):
-        raise BackendError(f"WSIGEN_ATTENTION=xformers: {obstacle}; set WSIGEN_ATTENTION=auto")
-    if forced:
-        return Choice(forced, "set by WSIGEN_ATTENTION")
-    if torch.cuda.is_available():
-        return Choice("torch", "scaled_dot_product_attention picks cuDNN or flash attention on this GPU")
-    return Choice("torch", "no GPU: scaled_dot_product_attention is the implementation for CPUs")
+    return _choose(
+        "WSIGEN_ATTENTION",
+        ATTENTION_BACKENDS,
+        "reads packed channels without copies; torch's attention (cuDNN, flash) for long sequences and gradients",
+        "scaled_dot_product_attention is the implementation for CPUs",
+    )
 
 
 @cache
 def norm_choice() -> Choice:
     """Choose the group-norm implementation of this process."""
-    if _forced("WSIGEN_NORM", ("torch",)):
-        return Choice("torch", "set by WSIGEN_NORM")
-    return Choice("torch", "native group_norm; torch.compile fuses what follows it on a GPU")
+    return _choose(
+        "WSIGEN_NORM",
+        NORM_BACKENDS,
+        "normalisation, modulation and residuals in fewer passes over channels_last memory",
+        "native group_norm is the implementation for CPUs",
+    )

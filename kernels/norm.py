@@ -5,12 +5,22 @@
 Wu and He 2018 for the normalisation; ``gamma`` and ``beta`` are either per channel (an ordinary affine group norm,
 where the weight is ``1 + gamma``) or maps per pixel (SPADE, Park et al. 2019, equation 1); ``scale`` and ``shift``
 come from the time embedding (Dhariwal and Nichol 2021).
+
+The torch implementation is the definition. The Triton one keeps channels_last memory, which torch's does not on a GPU,
+and makes one pass for the statistics and one for all the rest.
 """
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
+from wsigen_kernels.dispatch import interpreting, norm_choice
+from wsigen_kernels.layout import fits
+
+BACKEND = norm_choice().name  # a constant, so that torch.compile traces one branch
+FORCED = norm_choice().reason.startswith("set by")
+ANY_DEVICE = interpreting()
 
 
 def group_norm(
@@ -24,12 +34,59 @@ def group_norm(
     shift: Tensor | None = None,
     silu: bool = True,
     eps: float = 1e-5,
+    skip: Tensor | None = None,
 ) -> Tensor:
     """Normalise ``x`` (B, C, H, W) in ``groups`` groups, modulate, and apply SiLU where ``silu`` is true.
 
-    ``weight`` and ``bias`` are (C,); ``gamma`` and ``beta`` (B, C, H, W); ``scale`` and ``shift`` (B, C).
-    Statistics are taken in float32; the result has the dtype of ``x``.
+    ``weight`` and ``bias`` are (C,); ``gamma`` and ``beta`` (B, C, H, W); ``scale`` and ``shift`` (B, C). With ``skip``
+    (B, C', H, W) the norm is that of x and skip concatenated, and C counts the channels of both.
+    Statistics are taken in float32; the result has the dtype of ``x``. Differentiable in every tensor; where gradients
+    are enabled Triton runs only if it was asked for by name, since torch.compile fuses forward and backward as well.
     """
+    if BACKEND == "triton" and served(x) and (FORCED or not torch.is_grad_enabled()):
+        from wsigen_kernels import ops
+
+        return ops.group_norm(x, skip, groups, weight, bias, gamma, beta, scale, shift, silu, eps)[0]
+    return group_norm_torch(x, groups, weight, bias, gamma, beta, scale, shift, silu, eps, skip)
+
+
+def add_group_norm(x: Tensor, residual: Tensor, groups: int, **formula: Tensor | bool | float) -> tuple[Tensor, Tensor]:
+    """Normalise ``x + residual``, as :func:`group_norm`; return the result and the sum itself.
+
+    One pass adds and takes the statistics, where the Triton kernels run.
+    """
+    if BACKEND == "triton" and served(x) and not torch.is_grad_enabled():
+        from wsigen_kernels import ops
+
+        total, moments = ops.merge(x, None, residual, None, None, 0)
+        allowed = {name: formula.get(name) for name in ("weight", "bias", "gamma", "beta", "scale", "shift")}
+        silu, eps = formula.get("silu", True), formula.get("eps", 1e-5)
+        return ops.normalise(total, None, moments, None, groups, None, **allowed, silu=silu, eps=eps, resample=0), total
+    total = x + residual
+    return group_norm(total, groups, **formula), total  # type: ignore[arg-type]
+
+
+def served(x: Tensor) -> bool:
+    """Whether the kernels take ``x``: on a GPU (or in Triton's interpreter), and not too large to index."""
+    return (x.is_cuda or ANY_DEVICE) and fits(x)
+
+
+def group_norm_torch(
+    x: Tensor,
+    groups: int,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    gamma: Tensor | None = None,
+    beta: Tensor | None = None,
+    scale: Tensor | None = None,
+    shift: Tensor | None = None,
+    silu: bool = True,
+    eps: float = 1e-5,
+    skip: Tensor | None = None,
+) -> Tensor:
+    """Compute :func:`group_norm` with torch's own operations."""
+    if skip is not None:
+        x = torch.cat([x, skip], dim=1)
     y = F.group_norm(x, groups, weight, bias, eps)
     if gamma is not None and beta is not None:
         y = y * (1 + gamma) + beta

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -55,6 +56,8 @@ def main() -> None:
 @click.option("--batch-size", type=int, help="Windows a call of the model, 2 or more. [default: by device]")
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda", "mps"]), default="auto", show_default=True)
 @click.option("--dtype", type=click.Choice(["auto", "float32", "bfloat16", "float16"]), default="auto")
+@click.option("--attention", type=click.Choice(["auto", "triton", "torch", "xformers"]), help="[default: auto]")
+@click.option("--norm", type=click.Choice(["auto", "triton", "torch"]), help="Kernels of all but attention. [auto]")
 @click.option("--workers", type=click.IntRange(1), help="Processes; one a GPU at most. [default: 1]")
 @click.option("--jpeg-quality", type=click.IntRange(1, 100), help="[default: 87]")
 @click.option("--overwrite", is_flag=True, help="Replace an existing slide or unfinished render.")
@@ -67,9 +70,12 @@ def render(
     overwrite: bool,
     resume: bool,
     keep_canvas: bool,
+    attention: str | None,
+    norm: str | None,
     **options: Any,
 ) -> None:
     """Paint the slide of MASK: an H&E slide with all levels that any slide viewer opens."""
+    _choose_back_ends(attention, norm)
     from wsigen.rendering import check_record, settings_of_record
     from wsigen.rendering import render as run
 
@@ -94,6 +100,13 @@ def render(
             **options,
         )
     _report(result)
+
+
+def _choose_back_ends(attention: str | None, norm: str | None) -> None:
+    """Set the variables that force an implementation, before what reads them is imported, here and in workers."""
+    for variable, value in (("WSIGEN_ATTENTION", attention), ("WSIGEN_NORM", norm)):
+        if value:
+            os.environ[variable] = value
 
 
 class _Display:
@@ -213,7 +226,7 @@ def doctor() -> None:
     from importlib.metadata import PackageNotFoundError, version
 
     import torch
-    from wsigen_kernels.dispatch import attention_choice, norm_choice
+    from wsigen_kernels.dispatch import attention_choice, norm_choice, triton_obstacle, xformers_obstacle
 
     from wsigen.devices import choose_device
 
@@ -228,6 +241,8 @@ def doctor() -> None:
     click.echo(f"render would use: {choose_device().description}")
     for what, choice in (("attention", attention_choice()), ("group norm", norm_choice())):
         click.echo(f"{what}: {choice.name} ({choice.reason})")
+    for package, obstacle in (("triton", triton_obstacle()), ("xformers", xformers_obstacle())):
+        click.echo(f"  {package}: {obstacle or 'can run here'}")
     click.echo("models:")
     click.get_current_context().invoke(models)
 

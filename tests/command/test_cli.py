@@ -190,7 +190,8 @@ def test_mask_demo_and_info(tmp_path: Path) -> None:
     assert "400 x 400 px" in text and "0.5 um/px" in text and "epithelial" in text and "instance" in text
 
 
-def test_info_models_and_doctor_speak(model: Path, mask: Path, tmp_path: Path) -> None:
+def test_info_models_and_doctor_speak(model: Path, mask: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     run("render", mask, "-o", tmp_path / "s.svs", "--model", model, "--device", "cpu")
     code, text = run("info", tmp_path / "s.svs")
     assert code == 0 and "synthetic: version" in text and "0.5 um/px" in text
@@ -198,6 +199,32 @@ def test_info_models_and_doctor_speak(model: Path, mask: Path, tmp_path: Path) -
     assert code == 0 and "(default)" in text and "CC-BY-NC-SA-4.0" in text
     code, text = run("doctor")
     assert code == 0 and "attention:" in text and "group norm:" in text
+    assert torch.cuda.is_available() or "triton: Triton needs a CUDA device" in text
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        (("--norm", "triton"), "WSIGEN_NORM=triton: Triton needs a CUDA device; set WSIGEN_NORM=auto"),
+        (
+            ("--attention", "xformers"),
+            "WSIGEN_ATTENTION=xformers: xformers needs a CUDA device; set WSIGEN_ATTENTION=auto",
+        ),
+        (("--norm", "torch", "--attention", "torch"), ""),
+    ],
+)
+def test_back_ends_are_chosen_by_options(model: Path, mask: Path, tmp_path: Path, option: tuple, message: str) -> None:
+    out = tmp_path / "s.svs"
+    command = [sys.executable, "-m", "wsigen", "render", mask, "-o", out, "--model", model, "--device", "cpu", *option]
+    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "TRITON_INTERPRET": "0"}
+    done = subprocess.run([str(part) for part in command], env=environment, capture_output=True, text=True, timeout=300)
+    if message:
+        assert done.returncode == 2 and message in done.stderr and not out.exists()
+        assert "Traceback" not in done.stderr
+    else:
+        assert done.returncode == 0, done.stderr
+        chosen = json.loads((tmp_path / "s.json").read_text())["run"]["back_ends"]
+        assert chosen == {"attention": "torch", "norm": "torch"}
 
 
 def test_the_shipped_model_paints_tissue_where_the_mask_has_it(tmp_path: Path) -> None:

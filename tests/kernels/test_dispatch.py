@@ -6,7 +6,8 @@ import sys
 
 import pytest
 import torch
-from wsigen_kernels.dispatch import attention_choice, norm_choice, xformers_obstacle
+from contract import needs_triton
+from wsigen_kernels.dispatch import attention_choice, norm_choice, triton_obstacle, xformers_obstacle
 
 REPORT = (
     "from wsigen_kernels.attention import BACKEND;"
@@ -28,7 +29,7 @@ def fresh_choice(monkeypatch):
 
 
 def in_a_process_of_its_own(**variables):
-    environment = {**os.environ, **variables, "CUDA_VISIBLE_DEVICES": ""}
+    environment = {**os.environ, "TRITON_INTERPRET": "0", **variables, "CUDA_VISIBLE_DEVICES": ""}
     return subprocess.run([sys.executable, "-c", REPORT], env=environment, capture_output=True, text=True, timeout=120)
 
 
@@ -40,18 +41,33 @@ def test_forced_implementations_are_taken_and_say_why():
     assert "set by WSIGEN_ATTENTION" in attention and "set by WSIGEN_NORM" in norm
 
 
-def test_xformers_without_a_gpu_is_refused_with_one_message():
-    done = in_a_process_of_its_own(WSIGEN_ATTENTION="xformers")
+@pytest.mark.parametrize(
+    ("variable", "value", "obstacle"),
+    [
+        ("WSIGEN_ATTENTION", "xformers", "xformers needs a CUDA device"),
+        ("WSIGEN_ATTENTION", "triton", "Triton needs a CUDA device"),
+        ("WSIGEN_NORM", "triton", "Triton needs a CUDA device"),
+    ],
+)
+def test_what_needs_a_gpu_is_refused_without_one_in_one_message(variable, value, obstacle):
+    done = in_a_process_of_its_own(**{variable: value})
     assert done.returncode != 0 and not done.stdout
     last = done.stderr.strip().splitlines()[-1]
-    assert last.endswith("WSIGEN_ATTENTION=xformers: xformers needs a CUDA device; set WSIGEN_ATTENTION=auto")
+    assert last.endswith(f"{variable}={value}: {obstacle}; set {variable}=auto")
     assert done.stderr.count("Error:") == 1  # no chain of causes
+
+
+def test_the_interpreter_serves_triton_where_it_is_asked_for():
+    needs_triton()
+    done = in_a_process_of_its_own(WSIGEN_ATTENTION="triton", WSIGEN_NORM="triton", TRITON_INTERPRET="1")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[0] == "triton"
 
 
 @pytest.mark.parametrize(("variable", "choose"), [("WSIGEN_ATTENTION", attention_choice), ("WSIGEN_NORM", norm_choice)])
 def test_an_unknown_value_names_variable_and_choices(monkeypatch, variable, choose):
     monkeypatch.setenv(variable, "quantum")
-    with pytest.raises(ValueError, match=rf"{variable}=quantum: not one of auto, torch"):
+    with pytest.raises(ValueError, match=rf"{variable}=quantum: not one of auto, triton, torch"):
         choose()
 
 
@@ -60,7 +76,8 @@ def test_auto_and_empty_leave_the_choice_to_the_machine(monkeypatch, value):
     monkeypatch.setenv("WSIGEN_ATTENTION", value)
     monkeypatch.setenv("WSIGEN_NORM", value)
     assert "WSIGEN" not in attention_choice().reason + norm_choice().reason
-    assert attention_choice().name == norm_choice().name == "torch"
+    expected = "triton" if torch.cuda.is_available() and triton_obstacle() is None else "torch"
+    assert attention_choice().name == norm_choice().name == expected
 
 
 def test_the_choice_is_made_once(monkeypatch):
@@ -75,3 +92,25 @@ def test_a_missing_package_is_told_from_a_missing_gpu(monkeypatch):
     assert xformers_obstacle() == "xformers is not installed"
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert xformers_obstacle() == "xformers needs a CUDA device"
+
+
+@pytest.mark.parametrize(
+    ("capability", "package", "hip", "obstacle"),
+    [
+        ((9, 0), True, None, None),
+        ((8, 0), True, None, None),
+        ((7, 5), True, None, "compute capability 7.5: the kernels need 8.0 or newer"),
+        ((9, 0), False, None, "triton is not installed"),
+        ((9, 0), True, "6.4", "the kernels are not tested on AMD GPUs"),
+    ],
+)
+def test_gpus_that_triton_does_not_serve_get_torch(monkeypatch, capability, package, hip, obstacle):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: ((9, 0), capability)[index])
+    monkeypatch.setattr(torch.version, "hip", hip)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: object() if package else None)
+    assert triton_obstacle() == obstacle
+    for choose in (attention_choice, norm_choice):
+        assert choose().name == ("torch" if obstacle else "triton")
+        assert obstacle is None or choose().reason == obstacle

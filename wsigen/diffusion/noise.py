@@ -29,6 +29,7 @@ from statistics import NormalDist
 
 import torch
 from torch import Tensor
+from wsigen_kernels.dispatch import norm_choice
 
 _WORD = 0xFFFFFFFF
 _MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
@@ -75,9 +76,14 @@ def coordinate_normals(
     ``device`` is that of ``x0`` unless given.
     """
     device = torch.device(device) if device is not None else x0.device
+    key = _key_words(seed)
+    if device.type == "cuda" and norm_choice().name == "triton":
+        from wsigen_kernels.noise_triton import coordinate_normals as kernel
+
+        x0, y0 = (start.to(device, torch.int64) for start in (x0, y0))
+        return kernel(key, x0, y0, height, width, step & _WORD, stream & _WORD, normal_table(str(device)))
     x = (x0.to(device, torch.int64)[:, None, None] + torch.arange(width, device=device)) & _WORD
     y = (y0.to(device, torch.int64)[:, None, None] + torch.arange(height, device=device)[:, None]) & _WORD
-    key = _key_words(seed)
     step_word, stream_word = x.new_tensor(step & _WORD), x.new_tensor(stream & _WORD)
     out = torch.empty(len(x0), 3, height, width, dtype=torch.float32, device=device)
     windows, rows = _chunk(height, width, device)

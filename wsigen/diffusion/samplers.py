@@ -118,9 +118,10 @@ class Sampler:
             if noise is None:
                 raise ValueError(f"sampler {self.name}: step {i} needs noise")
             x_next = x_next + (now.noise if log_variance is None else torch.exp(0.5 * log_variance)) * noise
-        return x_next, self._carry(state, x, x0)
+        return x_next, self.carry(state, x, x0)
 
-    def _carry(self, state: SamplerState, x: Tensor, x0: Tensor) -> SamplerState:
+    def carry(self, state: SamplerState, x: Tensor, x0: Tensor) -> SamplerState:
+        """State after a step from ``x`` (corrected, where there is a corrector) with the data prediction ``x0``."""
         if self.name == "dpm++2m":
             return SamplerState(x0_previous=x0)
         if self.name == "unipc":

@@ -7,17 +7,19 @@ grows around it.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import cast
 
 import torch
 from torch import Tensor
 
+from wsigen.diffusion import fused_step
 from wsigen.diffusion.gaussian import PredictionType, to_x0
 from wsigen.diffusion.guidance import guide, is_guided
 from wsigen.diffusion.samplers import Sampler
 from wsigen.diffusion.schedules import NoiseSchedule
+from wsigen.models.conditioned import ConditionedNetwork, Conditions
 from wsigen.models.conditioning import null_planes
 from wsigen.models.nasdm import NasdmModel
 
@@ -42,35 +44,44 @@ def denoise(
     step_noise: Callable[[int], Tensor] | None = None,
     guidance_scale: float = 1.0,
     before_step: Callable[[int], None] = lambda index: None,
+    networks: Sequence[ConditionedNetwork] | None = None,
 ) -> Tensor:
     """Paint a batch: return (B, 3, H, W) float32 in [-1, 1].
 
     ``initial_noise`` is (B, 3, H, W) float32; ``step_noise(i)`` gives the fresh noise of solver step i, for samplers
     that need it; ``before_step(i)`` may raise to end early. The network runs in the dtype of its own parameters,
-    everything else in float32.
+    everything else in float32. ``networks`` are two that call ``model``, the second for the null condition of guidance,
+    kept by a caller that paints many batches.
     """
     dtype = next(model.parameters()).dtype
-    planes, context = inputs.planes.to(dtype), inputs.context.to(dtype)
-    known, style = inputs.known.to(dtype), inputs.style.to(dtype)
+    given = Conditions(*(part.to(dtype) for part in (inputs.planes, inputs.context, inputs.known, inputs.style)))
     is_known = inputs.known.bool()
-    branches = [(planes, model.spade_cache(planes))]
-    if is_guided(guidance_scale):
-        empty = null_planes(planes)
-        branches.append((empty, model.spade_cache(empty)))
+    guided = is_guided(guidance_scale)
+    branches = (networks or [ConditionedNetwork(model) for _ in range(2)])[: 1 + guided]
+    branches[0].begin(given)
+    if guided:
+        branches[1].begin(replace(given, planes=null_planes(given.planes)))
 
+    prediction_type = cast(PredictionType, model.config.prediction)
     x, state = initial_noise, sampler.init_state()
     for index, timestep in enumerate(sampler.timesteps):
         before_step(index)
-        t = torch.full((len(x),), timestep, device=x.device)
         noisy = x.to(dtype).contiguous(memory_format=torch.channels_last)
-        outputs = [model(noisy, t, given, context, known, style, cache).float() for given, cache in branches]
+        outputs = [branch(noisy, timestep) for branch in branches]
         prediction, raw_variance = _split_variance(outputs[0])
-        if len(outputs) == 2:
-            prediction = guide(prediction, _split_variance(outputs[1])[0], guidance_scale)
-        x0 = to_x0(cast(PredictionType, model.config.prediction), prediction, x, t, schedule).clamp(-1, 1)
-        x0 = torch.where(is_known, inputs.context, x0)
+        if guided:
+            null = _split_variance(outputs[1])[0]
+            prediction = guide(prediction.float(), null.float(), guidance_scale)
         noise = step_noise(index) if step_noise is not None and sampler.steps[index].noise > 0 else None
-        log_variance = None if raw_variance is None else sampler.log_variance(index, raw_variance)
+        if raw_variance is None and fused_step.serves(sampler, index, x):
+            x, state = fused_step.step(
+                sampler, index, prediction_type, schedule, prediction, x, inputs.context, is_known, noise, state
+            )
+            continue
+        t = torch.full((len(x),), timestep, device=x.device)
+        x0 = to_x0(prediction_type, prediction.float(), x, t, schedule).clamp(-1, 1)
+        x0 = torch.where(is_known, inputs.context, x0)
+        log_variance = None if raw_variance is None else sampler.log_variance(index, raw_variance.float())
         x, state = sampler.step(index, x, x0, noise, state, log_variance)
     return x
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -19,8 +20,10 @@ from torch import Tensor, nn
 from wsigen_kernels.attention import attention
 from wsigen_kernels.norm import group_norm
 
+from wsigen.models import fused
 from wsigen.models.config import UNetConfig
 
+Layer = TypeVar("Layer", bound=nn.Module)
 SpadeMaps = list[tuple[Tensor, Tensor]]  # (gamma, beta), in the order in which the decoder uses them
 
 
@@ -32,7 +35,7 @@ def timestep_embedding(timesteps: Tensor, dim: int, max_period: float = 10_000.0
     return torch.cat([angles.cos(), angles.sin()], dim=1)
 
 
-def zeroed(module: nn.Module) -> nn.Module:
+def zeroed(module: Layer) -> Layer:
     """Set a module's parameters to zero, so that its residual branch starts as the identity."""
     for parameter in module.parameters():
         nn.init.zeros_(parameter)
@@ -273,15 +276,16 @@ class UNet(nn.Module):
             inputs += [context, known]
         if config.condition_in_encoder:
             inputs.append(planes)
-        h = torch.cat(inputs, dim=1) if len(inputs) > 1 else x
-        if config.patch > 1:
-            h = F.pixel_unshuffle(h, config.patch)
-
         emb = self.time_mlp(timestep_embedding(t, config.channels[0]).to(x.dtype))
         if self.style_mlp is not None and style is not None:
             emb = emb + self.style_mlp(style.to(x.dtype))
         emb = F.silu(emb)
+        if fused.serves(self, x):
+            return fused.forward(self, inputs, emb, iter(self.spade_cache(planes) if cache is None else cache))
 
+        h = torch.cat(inputs, dim=1) if len(inputs) > 1 else x
+        if config.patch > 1:
+            h = F.pixel_unshuffle(h, config.patch)
         h = self.conv_in(h.contiguous(memory_format=torch.channels_last))
         skips = [h]
         for stage in self.encoder:

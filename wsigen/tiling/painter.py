@@ -8,7 +8,9 @@ A window's pixels depend on nothing but the window: batches always have the same
 and context is what was stored, as uint8, never a live float.
 """
 
+import threading
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import cast
 
@@ -21,6 +23,7 @@ from wsigen.diffusion.samplers import SamplerName, make_sampler
 from wsigen.diffusion.schedules import NoiseSchedule
 from wsigen.errors import SettingsError
 from wsigen.masks.conditions import Conditions
+from wsigen.models.conditioned import CapturedNetwork
 from wsigen.models.conditioning import condition_planes
 from wsigen.models.denoise import WindowInputs, denoise
 from wsigen.models.nasdm import NasdmModel
@@ -87,6 +90,8 @@ class Painter:
         self.dtype = dtype
         self.glass_rgb = np.array(style.glass_rgb, np.uint8)
         vector = torch.from_numpy(config.style_range.normalise(np.asarray(style.vector)))
+        self._captured = [CapturedNetwork(model) for _ in range(2)] if self.device.type == "cuda" else None
+        self._using_captured = threading.Lock()
         self.style = vector.to(self.device, dtype).expand(batch_size, -1).contiguous()
 
     def needs_model(self, conditions: Conditions, owned: tuple[slice, slice]) -> bool:
@@ -132,16 +137,18 @@ class Painter:
             if stop():
                 raise InterruptedError("painting was stopped")
 
-        return denoise(
-            self.model,
-            self.schedule,
-            self.sampler,
-            WindowInputs(inputs.planes, inputs.context, inputs.known, self.style),
-            self._noise(inputs, 0),
-            lambda step: self._noise(inputs, step + 1),
-            self.guidance_scale,
-            check,
-        )
+        with self._using_captured if self._captured else nullcontext():
+            return denoise(
+                self.model,
+                self.schedule,
+                self.sampler,
+                WindowInputs(inputs.planes, inputs.context, inputs.known, self.style),
+                self._noise(inputs, 0),
+                lambda step: self._noise(inputs, step + 1),
+                self.guidance_scale,
+                check,
+                self._captured,
+            )
 
     def _noise(self, inputs: _Inputs, step: int) -> Tensor:
         height, width = inputs.planes.shape[-2:]

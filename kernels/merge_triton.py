@@ -1,0 +1,219 @@
+"""Triton kernel of a residual block's end: the sum, what the skip connection does to its share, and the sum's moments.
+
+    out = h + bias + resample(x)                     where the skip connection is the identity
+    out = h + bias + weight [x, skip]                where it is a 1 x 1 convolution of a concatenation
+
+The two inputs are read where they lie, so nothing is concatenated; the biases of the convolutions before, which torch
+adds in a pass of their own, ride along; and the next group norm needs not read the sum for its statistics.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+from wsigen_kernels.launch import Slices, Tile, ceil_div, next_power_of_2
+from wsigen_kernels.layout import by_pixel, empty_by_pixel
+
+SAME, UP, DOWN = 0, 1, 2
+
+
+@triton.jit
+def _store_moments(moments_ptr, part, channel, in_c, mean, m2, C: tl.constexpr):
+    out = moments_ptr + part.to(tl.int64) * 2 * C + channel
+    tl.store(out, mean, mask=in_c)
+    tl.store(out + C, m2, mask=in_c)
+
+
+@triton.jit
+def _merged_moments(value, inside, seen, mean, m2, tile_count):
+    """Add a tile (pixels, channels) to the moments of ``seen`` pixels (Chan, Golub and LeVeque 1983)."""
+    divisor = tl.maximum(tile_count, 1).to(tl.float32)
+    tile_mean = tl.sum(tl.where(inside, value, 0.0), axis=0) / divisor
+    away = tl.where(inside, value - tile_mean[None, :], 0.0)
+    tile_m2 = tl.sum(away * away, axis=0)
+    share = tile_count.to(tl.float32) / tl.maximum(seen + tile_count, 1).to(tl.float32)
+    delta = tile_mean - mean
+    return mean + delta * share, m2 + tile_m2 + delta * delta * seen.to(tl.float32) * share
+
+
+@triton.jit
+def add_kernel(
+    h_ptr,  # (B, P, C)
+    bias_ptr,  # (C,)
+    x_ptr,  # (B, P', C)
+    out_ptr,  # (B, P, C)
+    moments_ptr,  # (B, S, 2, C) float32
+    height,
+    width,
+    slice_pixels,
+    slices,
+    h_stride,
+    x_stride,
+    C: tl.constexpr,
+    HAS_BIAS: tl.constexpr,
+    RESAMPLE: tl.constexpr,
+    BLOCK_P: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+):
+    """Add and take moments of one slice; x may have half (UP) or twice (DOWN) the resolution of h."""
+    BLOCKS: tl.constexpr = (C + BLOCK_C - 1) // BLOCK_C
+    part = tl.program_id(0) // BLOCKS
+    image = (part // slices).to(tl.int64)
+    first = (part % slices) * slice_pixels
+    pixels = height * width
+    count = tl.minimum(slice_pixels, pixels - first)
+    channel = tl.program_id(0) % BLOCKS * BLOCK_C + tl.arange(0, BLOCK_C)
+    in_c = channel < C
+    h_base = h_ptr + image * pixels * h_stride
+    out_base = out_ptr + image * pixels * C
+    bias = tl.zeros([BLOCK_C], dtype=tl.float32)
+    if HAS_BIAS:
+        bias = tl.load(bias_ptr + channel, mask=in_c, other=0.0).to(tl.float32)
+    mean = tl.zeros([BLOCK_C], dtype=tl.float32)
+    m2 = tl.zeros([BLOCK_C], dtype=tl.float32)
+    for start in range(0, slice_pixels, BLOCK_P):
+        local = start + tl.arange(0, BLOCK_P)
+        at = first + local
+        inside = (local < count)[:, None] & in_c[None, :]
+        value = tl.load(h_base + (at * h_stride)[:, None] + channel[None, :], mask=inside, other=0.0).to(tl.float32)
+        if RESAMPLE == 2:
+            x_base = x_ptr + image * pixels * 4 * x_stride
+            corner = (at // width) * 4 * width + (at % width) * 2
+            total = tl.zeros([BLOCK_P, BLOCK_C], dtype=tl.float32)
+            for quarter in tl.static_range(4):
+                pixel = corner + (quarter // 2) * 2 * width + quarter % 2
+                where = x_base + (pixel * x_stride)[:, None] + channel[None, :]
+                total += tl.load(where, mask=inside, other=0.0).to(tl.float32)
+            value += total * 0.25
+        else:
+            if RESAMPLE == 1:
+                x_base = x_ptr + image * (height // 2) * (width // 2) * x_stride
+                pixel = (at // width // 2) * (width // 2) + (at % width) // 2
+            else:
+                x_base = x_ptr + image * pixels * x_stride
+                pixel = at
+            where = x_base + (pixel * x_stride)[:, None] + channel[None, :]
+            value += tl.load(where, mask=inside, other=0.0).to(tl.float32)
+        rounded = (value + bias[None, :]).to(out_ptr.dtype.element_ty)
+        tl.store(out_base + (at * C)[:, None] + channel[None, :], rounded, mask=inside)
+        tile_count = tl.maximum(tl.minimum(count - start, BLOCK_P), 0)
+        seen = tl.minimum(count, start)
+        mean, m2 = _merged_moments(rounded.to(tl.float32), inside, seen, mean, m2, tile_count)
+    _store_moments(moments_ptr, part, channel, in_c, mean, m2, C)
+
+
+@triton.jit
+def _project(x_base, weight_base, total, at, out_channel, in_p, in_n, stride, K: tl.constexpr, W_ROW: tl.constexpr,
+             BLOCK_K: tl.constexpr):  # fmt: skip
+    """Add x (pixels, K) times weight (K, out channels) to ``total``, in float32."""
+    for k in range(0, K, BLOCK_K):
+        lane = k + tl.arange(0, BLOCK_K)
+        in_k = lane < K
+        x = tl.load(x_base + (at * stride)[:, None] + lane[None, :], mask=in_p[:, None] & in_k[None, :], other=0.0)
+        w = tl.load(
+            weight_base + (out_channel * W_ROW)[None, :] + lane[:, None], mask=in_k[:, None] & in_n[None, :], other=0.0
+        )
+        total = tl.dot(x, w.to(x.dtype), total, input_precision="ieee")
+    return total
+
+
+@triton.jit
+def project_kernel(
+    h_ptr,  # (B, P, C)
+    bias_ptr,  # (C,)
+    x_ptr,  # (B, P, K1)
+    skip_ptr,  # (B, P, K2)
+    weight_ptr,  # (C, K1 + K2)
+    out_ptr,  # (B, P, C)
+    moments_ptr,  # (B, S, 2, C) float32
+    pixels,
+    slice_pixels,
+    slices,
+    h_stride,
+    x_stride,
+    skip_stride,
+    C: tl.constexpr,
+    K1: tl.constexpr,
+    K2: tl.constexpr,
+    HAS_BIAS: tl.constexpr,
+    BLOCK_P: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+):
+    """Multiply, add and take moments of one slice of pixels and one block of output channels."""
+    BLOCKS: tl.constexpr = (C + BLOCK_N - 1) // BLOCK_N
+    part = tl.program_id(0) // BLOCKS
+    image = (part // slices).to(tl.int64)
+    first = (part % slices) * slice_pixels
+    count = tl.minimum(slice_pixels, pixels - first)
+    channel = tl.program_id(0) % BLOCKS * BLOCK_N + tl.arange(0, BLOCK_N)
+    in_c = channel < C
+    h_base = h_ptr + image * pixels * h_stride
+    x_base = x_ptr + image * pixels * x_stride
+    out_base = out_ptr + image * pixels * C
+    bias = tl.zeros([BLOCK_N], dtype=tl.float32)
+    if HAS_BIAS:
+        bias = tl.load(bias_ptr + channel, mask=in_c, other=0.0).to(tl.float32)
+    mean = tl.zeros([BLOCK_N], dtype=tl.float32)
+    m2 = tl.zeros([BLOCK_N], dtype=tl.float32)
+    for start in range(0, slice_pixels, BLOCK_P):
+        local = start + tl.arange(0, BLOCK_P)
+        at = first + local
+        in_p = local < count
+        inside = in_p[:, None] & in_c[None, :]
+        total = tl.zeros([BLOCK_P, BLOCK_N], dtype=tl.float32)
+        total = _project(x_base, weight_ptr, total, at, channel, in_p, in_c, x_stride, K1, K1 + K2, BLOCK_K)
+        if K2 > 0:
+            skip_base = skip_ptr + image * pixels * skip_stride
+            total = _project(
+                skip_base, weight_ptr + K1, total, at, channel, in_p, in_c, skip_stride, K2, K1 + K2, BLOCK_K
+            )
+        h = tl.load(h_base + (at * h_stride)[:, None] + channel[None, :], mask=inside, other=0.0).to(tl.float32)
+        rounded = (total + h + bias[None, :]).to(out_ptr.dtype.element_ty)
+        tl.store(out_base + (at * C)[:, None] + channel[None, :], rounded, mask=inside)
+        tile_count = tl.maximum(tl.minimum(count - start, BLOCK_P), 0)
+        seen = tl.minimum(count, start)
+        mean, m2 = _merged_moments(rounded.to(tl.float32), inside, seen, mean, m2, tile_count)
+    _store_moments(moments_ptr, part, channel, in_c, mean, m2, C)
+
+
+def merge(
+    h: Tensor,
+    bias: Tensor | None,
+    x: Tensor,
+    skip: Tensor | None = None,
+    weight: Tensor | None = None,
+    resample: int = SAME,
+) -> tuple[Tensor, Tensor]:
+    """Return ``h + bias`` plus the residual, (B, C, H, W), and its moments (B, slices, 2, C).
+
+    The residual is ``x`` (B, C, H', W'), its resolution doubled (UP) or halved (DOWN) to that of ``h``; or, with
+    ``weight`` (C, K) and at one resolution, the 1 x 1 convolution of ``x`` and ``skip`` concatenated.
+    """
+    batch, channels, height, width = h.shape
+    h, h_stride = by_pixel(h)
+    x, x_stride = by_pixel(x)
+    slices = Slices.of(height * width)
+    out = empty_by_pixel(h.shape, h)
+    moments = h.new_empty((batch, slices.count, 2, channels), dtype=torch.float32)
+    if weight is None:
+        tile = Tile.of(channels)
+        add_kernel[(ceil_div(channels, tile.channels) * batch * slices.count,)](
+            h, bias, x, out, moments, height, width, slices.pixels, slices.count, h_stride, x_stride,
+            C=channels, HAS_BIAS=bias is not None, RESAMPLE=resample, BLOCK_P=tile.pixels, BLOCK_C=tile.channels,
+        )  # fmt: skip
+        return out, moments
+    skip, skip_stride = (None, 0) if skip is None else by_pixel(skip)
+    behind = 0 if skip is None else skip.shape[1]
+    weight = weight.reshape(channels, x.shape[1] + behind).contiguous()
+    block_n = min(128, max(16, next_power_of_2(channels)))
+    block_k = 64 if x.shape[1] % 64 == 0 and behind % 64 == 0 else 32
+    project_kernel[(ceil_div(channels, block_n) * batch * slices.count,)](
+        h, bias, x, skip, weight, out, moments, height * width, slices.pixels, slices.count,
+        h_stride, x_stride, skip_stride,
+        C=channels, K1=x.shape[1], K2=behind, HAS_BIAS=bias is not None,
+        BLOCK_P=128, BLOCK_N=block_n, BLOCK_K=block_k, num_warps=8, num_stages=3,
+    )  # fmt: skip
+    return out, moments

@@ -1,0 +1,68 @@
+"""A solver's step as one kernel against the same step in torch."""
+
+import importlib.util
+import os
+
+import pytest
+import torch
+
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")  # read when the kernel is imported, which is lazy
+
+from wsigen.diffusion import fused_step
+from wsigen.diffusion.gaussian import to_x0
+from wsigen.diffusion.samplers import make_sampler
+from wsigen.diffusion.schedules import NoiseSchedule
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+
+pytestmark = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")
+
+
+@pytest.fixture(autouse=True)
+def on_triton(monkeypatch):
+    monkeypatch.setattr("wsigen_kernels.norm.BACKEND", "triton")
+    monkeypatch.setattr("wsigen_kernels.norm.ANY_DEVICE", True)
+
+
+def randn(seed, layout=torch.contiguous_format):
+    values = torch.randn(2, 3, 12, 20, generator=torch.Generator().manual_seed(seed))
+    return values.to(DEVICE).contiguous(memory_format=layout)
+
+
+@pytest.mark.parametrize("prediction_type", ["v", "eps", "x0"])
+@pytest.mark.parametrize(("name", "eta"), [("dpm++2m", 0.0), ("ddim", 0.0), ("ddim", 1.0), ("ddpm", 0.0)])
+def test_whole_runs_agree_with_torch(name, eta, prediction_type):
+    """Within 2e-5: a GPU fuses a multiplication with an addition, and float64 coefficients are rounded once."""
+    schedule = NoiseSchedule.cosine()
+    sampler = make_sampler(name, schedule, 5, eta)
+    context = randn(1, torch.channels_last).clamp(-1, 1)
+    known = randn(2)[:, :1] > 0.5
+    x = y = randn(3)
+    states = [sampler.init_state()] * 2
+    for index, timestep in enumerate(sampler.timesteps):
+        output, noise = randn(10 + index, torch.channels_last), randn(20 + index)
+        t = torch.full((2,), timestep, device=DEVICE)
+        x0 = torch.where(known, context, to_x0(prediction_type, output, x, t, schedule).clamp(-1, 1))
+        x, states[0] = sampler.step(index, x, x0, noise, states[0])
+        assert fused_step.serves(sampler, index, y)
+        y, states[1] = fused_step.step(
+            sampler, index, prediction_type, schedule, output, y, context, known, noise, states[1]
+        )
+        tolerance = 2e-5 * max(1.0, x.abs().max().item())
+        torch.testing.assert_close(y, x, rtol=0, atol=tolerance)
+        y = x  # each step from the same place: what a step does to an error is the schedule's doing
+    assert torch.equal(y[known.expand_as(y)], context[known.expand_as(y)])
+
+
+def test_correctors_take_the_way_of_torch():
+    sampler = make_sampler("unipc", NoiseSchedule.cosine(), 4)
+    assert [fused_step.serves(sampler, index, randn(0)) for index in range(4)] == [True, False, False, True]
+
+
+def test_missing_noise_is_refused():
+    schedule = NoiseSchedule.cosine()
+    sampler = make_sampler("ddim", schedule, 3, 1.0)
+    x, known = randn(0), torch.zeros(2, 1, 12, 20, dtype=torch.bool, device=DEVICE)
+    with pytest.raises(ValueError, match="step 0 needs noise"):
+        fused_step.step(sampler, 0, "v", schedule, x, x, x, known, None, sampler.init_state())

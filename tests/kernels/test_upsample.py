@@ -1,0 +1,25 @@
+"""Upsampling and convolution in one, against doing one after the other."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from wsigen_kernels.upsample import phase_weights, upsample_conv3x3
+
+
+@pytest.mark.parametrize(("height", "width"), [(1, 1), (5, 4), (16, 9)])
+def test_phases_make_the_convolution_of_the_upsampled_map(device, height, width):
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(2, 6, height, width, generator=generator, dtype=torch.float64).to(device)
+    weight = torch.randn(10, 6, 3, 3, generator=generator, dtype=torch.float64).to(device)
+    weight = weight.float().round(decimals=3).double()  # sums of phases are exact in float32 to about 1e-7
+    got = upsample_conv3x3(x.contiguous(memory_format=torch.channels_last), weight)
+    expected = F.conv2d(F.interpolate(x, scale_factor=2.0, mode="nearest"), weight, padding=1)
+    torch.testing.assert_close(got, expected, rtol=0, atol=2e-5)
+    assert got.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_weights_of_a_phase_sum_to_those_of_the_whole():
+    weight = torch.randn(3, 2, 3, 3)
+    phases = phase_weights(weight).reshape(4, 3, 2, 2, 2)
+    for phase in phases:
+        torch.testing.assert_close(phase.sum((-1, -2)), weight.sum((-1, -2)))

@@ -1,0 +1,53 @@
+"""A solver's step as one kernel, where Triton serves the device: prediction to data, clamp, known pixels, update.
+
+The arithmetic is that of :meth:`wsigen.diffusion.samplers.Sampler.step` up to rounding: a GPU fuses multiplications
+with additions. Steps with a corrector or a learned variance take torch's way.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor
+from wsigen_kernels import norm as kernels
+
+from wsigen.diffusion.gaussian import PredictionType
+from wsigen.diffusion.samplers import Sampler, SamplerState
+from wsigen.diffusion.schedules import NoiseSchedule
+
+
+def serves(sampler: Sampler, index: int, x: Tensor) -> bool:
+    """Whether step ``index`` is a plain sum and ``x`` lies where the kernel runs."""
+    return kernels.BACKEND == "triton" and kernels.served(x) and sampler.steps[index].corrector is None
+
+
+def step(
+    sampler: Sampler,
+    index: int,
+    prediction_type: PredictionType,
+    schedule: NoiseSchedule,
+    prediction: Tensor,
+    x: Tensor,
+    context: Tensor,
+    known: Tensor,
+    noise: Tensor | None,
+    state: SamplerState,
+) -> tuple[Tensor, SamplerState]:
+    """From x at ``timesteps[index]`` to the next; arguments as in the loop of wsigen.models.denoise.
+
+    ``prediction`` (B, 3, H, W) of any float type; the others float32, ``known`` (B, 1, H, W) bool.
+    """
+    from wsigen_kernels.solver_triton import Update
+    from wsigen_kernels.solver_triton import step as kernel
+
+    now, last = sampler.steps[index], index == len(sampler.steps) - 1
+    p, q = _to_data(prediction_type, schedule, now.timestep)
+    if now.noise > 0 and noise is None and not last:
+        raise ValueError(f"sampler {sampler.name}: step {index} needs noise")
+    update = Update(p, q, 0.0, 1.0) if last else Update(p, q, now.x, now.x0, now.x0_previous, now.noise)
+    following, data = kernel(prediction, x, context, known, update, state.x0_previous, noise)
+    return (data, state) if last else (following, sampler.carry(state, x, data))
+
+
+def _to_data(prediction_type: PredictionType, schedule: NoiseSchedule, timestep: float) -> tuple[float, float]:
+    """p and q of ``x_0 = p x + q output``: see :func:`wsigen.diffusion.gaussian.to_x0`."""
+    alpha, sigma = schedule.alpha(timestep), schedule.sigma(timestep)
+    return {"v": (alpha, -sigma), "eps": (1 / alpha, -sigma / alpha), "x0": (0.0, 1.0)}[prediction_type]
