@@ -127,7 +127,8 @@ def test_loss_weights_stress_the_border_of_known_pixels():
 
 def test_fine_tuning_starts_from_a_model_and_keeps_its_configuration(data, finished, tmp_path):
     first = NasdmModel.from_pretrained(finished / "model")
-    settings = replace(SETTINGS, initial_model=str(finished / "model"), phases=(Phase((32,), (2,), 1),), learning_rate=0.0)
+    phases = (Phase((32,), (2,), 1),)
+    settings = replace(SETTINGS, initial_model=str(finished / "model"), phases=phases, learning_rate=0.0)
     train(settings, data, tmp_path / "tuned", device="cpu", report=lambda _: None)
     tuned = NasdmModel.from_pretrained(tmp_path / "tuned" / "model")
     assert tuned.config == first.config

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from wsigen.diffusion import fused_step
+from wsigen.diffusion.continuity import Continuity
 from wsigen.diffusion.gaussian import PredictionType, to_x0
 from wsigen.diffusion.guidance import guide, is_guided
 from wsigen.diffusion.samplers import Sampler
@@ -63,6 +64,7 @@ def denoise(
         branches[1].begin(replace(given, planes=null_planes(given.planes)))
 
     prediction_type = cast(PredictionType, model.config.prediction)
+    continuity = Continuity(is_known)
     x, state = initial_noise, sampler.init_state()
     for index, timestep in enumerate(sampler.timesteps):
         before_step(index)
@@ -73,14 +75,12 @@ def denoise(
             null = _split_variance(outputs[1])[0]
             prediction = guide(prediction.float(), null.float(), guidance_scale)
         noise = step_noise(index) if step_noise is not None and sampler.steps[index].noise > 0 else None
-        if raw_variance is None and fused_step.serves(sampler, index, x):
-            x, state = fused_step.step(
-                sampler, index, prediction_type, schedule, prediction, x, inputs.context, is_known, noise, state
-            )
-            continue
         t = torch.full((len(x),), timestep, device=x.device)
-        x0 = to_x0(prediction_type, prediction.float(), x, t, schedule).clamp(-1, 1)
-        x0 = torch.where(is_known, inputs.context, x0)
+        x0 = continuity.correct(to_x0(prediction_type, prediction.float(), x, t, schedule), inputs.context)
+        if raw_variance is None and fused_step.serves(sampler, index, x):
+            x, state = fused_step.step(sampler, index, "x0", schedule, x0, x, inputs.context, is_known, noise, state)
+            continue
+        x0 = torch.where(is_known, inputs.context, x0.clamp(-1, 1))
         log_variance = None if raw_variance is None else sampler.log_variance(index, raw_variance.float())
         x, state = sampler.step(index, x, x0, noise, state, log_variance)
     return x

@@ -27,9 +27,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
+from wsigen.devices import cpu_has_bfloat16
 from wsigen.diffusion.gaussian import hybrid_loss, q_sample, training_target
 from wsigen.diffusion.schedules import NoiseSchedule
-from wsigen.devices import cpu_has_bfloat16
 from wsigen.errors import DataError, SettingsError
 from wsigen.masks.classes import ClassTable
 from wsigen.models.config import ModelConfig

@@ -1,0 +1,52 @@
+"""Carry the prediction's error at known pixels over their border, so that painting goes on where they end.
+
+The true image is known on one side of the border, so the prediction's error is known there too, and it is correlated
+across: 0.67 between the last known pixel and the first unknown one at the start of painting, 0.43 near its end
+(shipped network, held-out images). Repeating the error with falling gain over three rings of pixels is the cheap form
+of conditioning on it: in paintings of held-out images the mean step over the border fell from 14.4 to 12.2 levels of
+255, and is 12.4 in the real ones.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+RING_GAINS = (0.7, 0.4, 0.2)
+DIAGONAL = 0.35  # weight of a diagonal neighbour beside 1 for a direct one
+
+
+class Continuity:
+    """The correction for one batch of windows; ``known`` is (B, 1, H, W) bool."""
+
+    def __init__(self, known: Tensor, ring_gains: Sequence[float] = RING_GAINS) -> None:
+        self.known = known
+        kernel = [[DIAGONAL, 1.0, DIAGONAL], [1.0, 0.0, 1.0], [DIAGONAL, 1.0, DIAGONAL]]
+        self._kernel = torch.tensor(kernel, device=known.device)[None, None]
+        self._rings: list[tuple[Tensor, float]] = []  # 1 / weight of the neighbours within, 0 off the ring; gain
+        inside = known.float()
+        for gain in ring_gains:
+            weight = self._neighbours(inside)
+            ring = (weight > 0) & (inside == 0)
+            self._rings.append((torch.where(ring, 1 / weight, 0.0), gain))
+            inside = torch.where(ring, 1.0, inside)
+
+    def correct(self, x0: Tensor, context: Tensor) -> Tensor:
+        """Add the carried error to unknown pixels of the predicted image; both (B, C, H, W) float32.
+
+        ``context`` holds the true image where it is known.
+        """
+        error = torch.where(self.known, context - x0, 0.0)
+        corrected = x0
+        for scale, gain in self._rings:
+            ring = self._neighbours(error) * scale
+            corrected = corrected + gain * ring
+            error = error + ring
+        return corrected
+
+    def _neighbours(self, image: Tensor) -> Tensor:
+        channels = image.shape[1]
+        return F.conv2d(image, self._kernel.expand(channels, -1, -1, -1), padding=1, groups=channels)
