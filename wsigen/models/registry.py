@@ -7,7 +7,7 @@ from pathlib import Path
 from wsigen.errors import ModelError
 from wsigen.models.config import CONFIG_FILE, ModelConfig
 
-DEFAULT_MODEL = "nasdm-colon-20x-small"
+DEFAULT_MODEL = "nasdm-colon-20x"
 WEIGHTS_ROOT = Path(__file__).resolve().parent.parent / "weights"
 
 
