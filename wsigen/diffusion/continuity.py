@@ -37,7 +37,8 @@ class Continuity:
     def correct(self, x0: Tensor, context: Tensor) -> Tensor:
         """Add the carried error to unknown pixels of the predicted image; both (B, C, H, W) float32.
 
-        ``context`` holds the true image where it is known.
+        ``context`` holds the true image where it is known. ``x0`` is clamped to the range of images already: what an
+        unclamped prediction overshoots by on white glass would draw a grey line around it.
         """
         error = torch.where(self.known, context - x0, 0.0)
         corrected = x0

@@ -76,7 +76,8 @@ def denoise(
             prediction = guide(prediction.float(), null.float(), guidance_scale)
         noise = step_noise(index) if step_noise is not None and sampler.steps[index].noise > 0 else None
         t = torch.full((len(x),), timestep, device=x.device)
-        x0 = continuity.correct(to_x0(prediction_type, prediction.float(), x, t, schedule), inputs.context)
+        x0 = to_x0(prediction_type, prediction.float(), x, t, schedule).clamp(-1, 1)
+        x0 = continuity.correct(x0, inputs.context)
         if raw_variance is None and fused_step.serves(sampler, index, x):
             x, state = fused_step.step(sampler, index, "x0", schedule, x0, x, inputs.context, is_known, noise, state)
             continue
