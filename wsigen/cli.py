@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -234,7 +234,102 @@ def doctor() -> None:
 
 @main.group()
 def mask() -> None:
-    """Slide masks: look at one, or write an example."""
+    """Slide masks: import cells into one, export its nuclei, look at one, or write an example."""
+
+
+@mask.command("import")
+@click.argument("source", type=PATH)
+@click.option("-o", "--out", type=PATH, default=Path("slide_masks.tif"), show_default=True)
+@click.option("--class-map", "class_maps", multiple=True, metavar="MAP", help="Built-in map, .toml, or THEIRS=OURS.")
+@click.option("--unknown", type=click.Choice(["refuse", "skip"]), default="refuse", show_default=True)
+@click.option("--tissue", type=PATH, help="Tissue outlines, in SOURCE itself or another file.")
+@click.option("--like", type=PATH, help="Slide whose size and scale the mask takes.")
+@click.option("--size", metavar="WxH", help="Size of the slide, px. [default: the source's, or up to its last object]")
+@click.option("--mpp", type=click.FloatRange(min=0, min_open=True), help="Microns per pixel of the slide.")
+@click.option("--table", type=PATH, help="CSV or JSON of the classes of a label image's ids.")
+@click.option("--image", help="Picture to take, where SOURCE has several (COCO, OME-Zarr).")
+@click.option("--outlines", type=click.Choice(["edges", "centres"]), help="Where outlines run. [default: by format]")
+@click.option("--model", default="", help="Model whose classes the mask uses.")
+@click.option("--overwrite", is_flag=True, help="Replace an existing file.")
+def mask_import(
+    source: Path,
+    out: Path,
+    class_maps: tuple[str, ...],
+    unknown: str,
+    tissue: Path | None,
+    like: Path | None,
+    size: str | None,
+    mpp: float | None,
+    table: Path | None,
+    image: str | None,
+    outlines: str | None,
+    model: str,
+    overwrite: bool,
+) -> None:
+    """Write a slide mask of the cells in SOURCE.
+
+    SOURCE: QuPath GeoJSON (.gz too), HoVer-Net JSON or .mat, CellViT JSON or GeoJSON, TIAToolbox .db, Lizard or CoNSeP
+    .mat, COCO JSON, ImageScope XML, OME-Zarr labels, label TIFF or PNG. Its format is recognised from its content.
+    """
+    from wsigen.masks.importers import ImportSettings, import_mask
+    from wsigen.models.registry import DEFAULT_MODEL, load_config
+
+    like_size, like_mpp = _size_of(like) if like else (None, None)
+    settings = ImportSettings(
+        classes=load_config(model or DEFAULT_MODEL).classes.names,
+        class_maps=class_maps,
+        skip_unknown=unknown == "skip",
+        tissue=tissue,
+        table=table,
+        image=image,
+        pixel_centres=None if outlines is None else outlines == "centres",
+        size=_parse_size(size) if size else like_size,
+        mpp=mpp or like_mpp,
+    )
+    with _shares() as progress:
+        report = import_mask(source, out, settings, overwrite=overwrite, progress=progress)
+    for line in report.describe():
+        click.echo(line)
+    click.echo(f"next: wsigen render {out}")
+
+
+def _size_of(slide: Path) -> tuple[tuple[int, int], float | None]:
+    from wsigen.slides.info import read_slide_info
+
+    facts = read_slide_info(slide)
+    return (facts.width, facts.height), facts.mpp
+
+
+def _parse_size(text: str) -> tuple[int, int]:
+    width, _, height = text.lower().replace(",", "").partition("x")
+    if not (width.isdecimal() and height.isdecimal() and int(width) and int(height)):
+        raise SettingsError(f"--size {text}: give WIDTHxHEIGHT in pixels, such as 46000x32914")
+    return int(width), int(height)
+
+
+@contextmanager
+def _shares() -> Iterator[Callable[[str, float], None]]:
+    """A progress bar for work that reports what it does and which share of it is done."""
+    from rich.console import Console
+    from rich.progress import BarColumn, TaskID, TextColumn, TimeRemainingColumn
+    from rich.progress import Progress as Bars
+
+    console = Console(stderr=True, highlight=False, soft_wrap=True)
+    columns = (TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn())
+    tasks: dict[str, TaskID] = {}
+    with Bars(*columns, console=console, transient=True) as bars:
+
+        def show(what: str, share: float) -> None:
+            if what not in tasks:
+                tasks[what] = bars.add_task(what, total=1.0)
+            bars.update(tasks[what], completed=share)
+
+        try:
+            yield show
+        except KeyboardInterrupt:
+            bars.stop()
+            click.echo("stopped; nothing was written")
+            sys.exit(STOPPED)
 
 
 @mask.command("info")
