@@ -293,6 +293,24 @@ def mask_import(
     click.echo(f"next: wsigen render {out}")
 
 
+@mask.command("export")
+@click.argument("file", type=PATH)
+@click.option("-o", "--out", type=PATH, required=True, help=".geojson, .db, .json (COCO) or .ome.zarr.")
+@click.option("--format", "kind", type=click.Choice(["geojson", "db", "coco", "ome.zarr"]), help="[default: by ending]")
+@click.option("--model", default="", help="Model whose classes the mask uses.")
+@click.option("--overwrite", is_flag=True, help="Replace an existing file.")
+def mask_export(file: Path, out: Path, kind: str | None, model: str, overwrite: bool) -> None:
+    """Write the nuclei of the mask FILE for QuPath, TIAToolbox, COCO's tools or OME-Zarr viewers."""
+    from wsigen.masks.exporters import export_mask
+    from wsigen.models.registry import DEFAULT_MODEL, load_config
+
+    classes = load_config(model or DEFAULT_MODEL).classes
+    with _shares() as progress:
+        report = export_mask(file, out, classes, kind, overwrite, progress)
+    regions = f" and {report.regions:,} tissue regions" if report.regions else ""
+    click.echo(f"wrote {report.out}: {report.nuclei:,} nuclei{regions}")
+
+
 def _size_of(slide: Path) -> tuple[tuple[int, int], float | None]:
     from wsigen.slides.info import read_slide_info
 

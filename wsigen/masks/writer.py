@@ -94,11 +94,10 @@ def _check_band(path: Path, band: MaskWindow | None, width: int, rows: int, dtyp
             raise MaskError(f"{path}: the {name} plane of a band is {given}; it must be {wanted}")
 
 
-def _deflated(data: bytes | np.ndarray) -> bytes:
+def _deflated(data: Any) -> bytes:
     """Pack as zlib does; zlib-ng takes a tenth of its time for tiles that are mostly background."""
-    if imagecodecs.ZLIBNG.available:
-        return imagecodecs.zlibng_encode(data, level=6)
-    return imagecodecs.zlib_encode(data, level=6)
+    encode = imagecodecs.zlibng_encode if imagecodecs.ZLIBNG.available else imagecodecs.zlib_encode
+    return bytes(encode(data, level=6))
 
 
 class _TileSpool:
