@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 
 STOPPED = 130  # exit code after Ctrl-C, as shells have it
 PATH = click.Path(path_type=Path)
+# Of slides/formats.py and masks/exporters, which are not imported for --help.
+SLIDE_FORMATS = ["svs", "ome.tiff", "tiff", "dzi", "ome.zarr", "dicom"]
+LABEL_FORMATS = ["geojson", "db", "coco", "ome.zarr"]
 
 
 class _Commands(click.Group):
@@ -42,7 +45,7 @@ def main() -> None:
 
 @main.command()
 @click.argument("mask", type=PATH, required=False)
-@click.option("-o", "--out", type=PATH, help="Slide to write, .svs. [default: beside the mask]")
+@click.option("-o", "--out", type=PATH, help="Slide to write: .svs, .ome.tiff, .. [default: beside the mask]")
 @click.option("--from", "record", type=PATH, help="Paint the slide of this slide.json again.")
 @click.option("--model", default="", help="Name of a shipped model, or folder of one.")
 @click.option("--style", help="Stain: a style's name (wsigen models), or a picture or slide to measure.")
@@ -57,6 +60,9 @@ def main() -> None:
 @click.option("--dtype", type=click.Choice(["auto", "float32", "bfloat16", "float16"]), default="auto")
 @click.option("--workers", type=click.IntRange(1), help="Processes; one a GPU at most. [default: 1]")
 @click.option("--jpeg-quality", type=click.IntRange(1, 100), help="[default: 87]")
+@click.option("--format", type=click.Choice(SLIDE_FORMATS), help="[default: by the name of the slide, else svs]")
+@click.option("--labels", type=click.Choice(LABEL_FORMATS), help="Write the nuclei beside the slide.")
+@click.option("--patient-id", default="", help="In DICOM. [default: from what painted the slide]")
 @click.option("--overwrite", is_flag=True, help="Replace an existing slide or unfinished render.")
 @click.option("--resume", is_flag=True, help="Continue an unfinished render.")
 @click.option("--keep-canvas", is_flag=True, help="Keep the store of painted pixels.")
@@ -77,7 +83,7 @@ def render(
         raise SettingsError("render: give a MASK, or --from slide.json, and not both")
     if record is not None:
         mask, recorded = settings_of_record(record)
-        options = recorded | {name: options[name] for name in ("workers",)}
+        options = recorded | {name: options[name] for name in ("workers", "format", "labels", "patient_id")}
     assert mask is not None
     with _display() as display:
         if record is not None:
@@ -188,6 +194,30 @@ def info(slide: Path) -> None:
         click.echo("synthetic: not marked as such")
 
 
+@main.command()
+@click.argument("slide", type=PATH)
+@click.option("-o", "--out", required=True, type=PATH, help="File or folder to write.")
+@click.option("--format", "kind", type=click.Choice(SLIDE_FORMATS), help="[default: by the ending of OUT]")
+@click.option("--jpeg-quality", type=click.IntRange(1, 100), default=90, show_default=True)
+@click.option("--patient-id", default="", help="In DICOM. [default: from what painted the slide]")
+@click.option("--overwrite", is_flag=True, help="Replace an existing slide.")
+def export(slide: Path, out: Path, kind: str | None, jpeg_quality: int, patient_id: str, overwrite: bool) -> None:
+    """Write the painted SLIDE in another format: OME-TIFF, plain TIFF, Deep Zoom, OME-Zarr, DICOM."""
+    from wsigen.slides.formats import export_slide
+
+    with _shares() as progress:
+        facts = export_slide(
+            slide,
+            out,
+            kind,
+            jpeg_quality,
+            overwrite,
+            lambda rows, total: progress("encoding", rows / total),
+            patient_id,
+        )
+    click.echo(f"wrote {out}: {facts.width:,} x {facts.height:,} px, {_number(facts.mpp, 'um/px')}")
+
+
 def _number(value: float | None, unit: str) -> str:
     return "unknown" if value is None else f"{value:g} {unit}"
 
@@ -296,7 +326,7 @@ def mask_import(
 @mask.command("export")
 @click.argument("file", type=PATH)
 @click.option("-o", "--out", type=PATH, required=True, help=".geojson, .db, .json (COCO) or .ome.zarr.")
-@click.option("--format", "kind", type=click.Choice(["geojson", "db", "coco", "ome.zarr"]), help="[default: by ending]")
+@click.option("--format", "kind", type=click.Choice(LABEL_FORMATS), help="[default: by ending]")
 @click.option("--model", default="", help="Model whose classes the mask uses.")
 @click.option("--overwrite", is_flag=True, help="Replace an existing file.")
 def mask_export(file: Path, out: Path, kind: str | None, model: str, overwrite: bool) -> None:
