@@ -415,6 +415,35 @@ def mask_demo(out: Path, size: int, seed: int, overwrite: bool) -> None:
     click.echo(f"wrote {out}; next: wsigen render {out}")
 
 
+@main.command()
+@click.argument("slides", type=PATH, nargs=-1, required=True)
+@click.option("--mask", "masks", type=PATH, multiple=True, required=True, help="Mask of each slide, in their order.")
+@click.option("--layout", required=True, type=click.Choice(["hovernet", "conic", "pannuke", "stardist", "coco"]))
+@click.option("-o", "--out", required=True, type=PATH, help="Folder to write.")
+@click.option("--patch", type=click.IntRange(16, 8192), help="Side of a patch, px. [default: 540 hovernet, else 256]")
+@click.option("--stride", type=click.IntRange(1), help="Pixels from patch to patch. [default: the side]")
+@click.option("--split", default="train=0.8,val=0.2", show_default=True, help="Sides and their shares.")
+@click.option("--split-by", type=click.Choice(["region", "slide"]), default="region", show_default=True)
+@click.option("--region", type=click.IntRange(16), help="Side of a region of the split, px. [default: up to 2048]")
+@click.option("--min-nuclei", type=click.IntRange(0), default=1, show_default=True, help="In a patch.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Of the split.")
+@click.option("--model", default="", help="Model whose classes the masks use.")
+@click.option("--overwrite", is_flag=True, help="Replace an existing data set.")
+def dataset(
+    slides: tuple[Path, ...], masks: tuple[Path, ...], out: Path, model: str, overwrite: bool, **options: Any
+) -> None:
+    """Cut SLIDES into training patches with labels, as HoVer-Net, CoNIC, PanNuke, StarDist or COCO have them."""
+    from wsigen.dataset.cutting import DatasetSettings, write_dataset
+    from wsigen.models.registry import DEFAULT_MODEL, load_config
+
+    classes = load_config(model or DEFAULT_MODEL).classes
+    with _shares() as progress:
+        report = write_dataset(slides, masks, out, classes, DatasetSettings(**options), overwrite, progress)
+    for name, count in report.patches.items():
+        click.echo(f"{name}: {count:,} patches, {report.nuclei.get(name, 0):,} nuclei")
+    click.echo(f"wrote {out} and {out / 'manifest.csv'}; {report.empty:,} patches without enough nuclei left out")
+
+
 @main.group()
 def data() -> None:
     """Training data."""
@@ -435,7 +464,10 @@ def data_prepare(
     webp_quality: int | None,
     overwrite: bool,
 ) -> None:
-    """Turn labelled pictures (layouts: lizard, consep, crchisto, folder) into one folder, split by source image."""
+    """Turn labelled pictures into one folder, split by source image.
+
+    Layouts: lizard, consep, crchisto, conic, pannuke, folder.
+    """
     from wsigen.training.prepare import prepare, summarise
 
     folders: dict[str, str | Path] = {}
