@@ -149,7 +149,7 @@ def test_sides_share_no_pixel_and_follow_the_seed() -> None:
         ({"split": "train"}, "shares"),
         ({"patch": 1000}, "no patch"),
         ({"region": 512, "split": "a=0.3,b=0.3,c=0.4"}, "cannot be split"),
-        ({"min_nuclei": 9999}, "lower --min-nuclei"),
+        ({"min_nuclei": 9999, "region": 256}, "lower --min-nuclei"),
         ({"layout": "yolo"}, "not known"),
     ],
 )

@@ -91,7 +91,7 @@ def _import_outlines(
             ids = np.zeros((y1 - y0, width), np.uint32)
             if not nuclei.draw(y0, ids) and tissue is None:
                 return None
-            marked = np.flatnonzero(ids)
+            marked = np.flatnonzero(ids != 0)
             labels = ids.reshape(-1)[marked]
             seen[labels] = True
             classes = np.zeros(ids.shape, np.uint8)
