@@ -124,7 +124,7 @@ def damage_is_one_line(path: Path, kind: str) -> Iterator[None]:
         NotImplementedError,
         EOFError,
         OSError,
-        RecursionError,
+        RuntimeError,
         MemoryError,
         struct.error,
         zlib.error,
