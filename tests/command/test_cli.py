@@ -283,3 +283,20 @@ def test_cells_are_imported_painted_and_written_in_other_formats(model: Path, tm
     assert code == 0 and "330 x 290 px, 0.5 um/px" in text and "left out by class (Tumor 1)" in text
     code, text = run("mask", "export", painted, "-o", tmp_path / "t.db")
     assert code == 0 and "1 nuclei" in text
+
+
+PUBLISHED = Path(os.environ.get("WSIGEN_TEST_DATA", "no data"))  # a folder with consep/ and lizard/
+
+
+@pytest.mark.skipif(not (PUBLISHED / "consep").is_dir(), reason="WSIGEN_TEST_DATA names no folder with consep/")
+def test_published_labels_are_imported_and_painted(model: Path, tmp_path: Path) -> None:
+    folder, name = PUBLISHED / "consep", "test_10_000"
+    table = ["--table", folder / "types.json", "--class-map", "consep", "--mpp", 0.25]
+    code, text = run("mask", "import", folder / "instances" / f"{name}.png", *table, "-o", tmp_path / "m.tif")
+    assert code == 0, text
+    code, text = run("render", tmp_path / "m.tif", "-o", tmp_path / "s.svs", "--model", model, "--labels", "coco")
+    assert code == 0, text
+    with openslide.OpenSlide(tmp_path / "s.svs") as slide:
+        assert slide.dimensions == (128, 128)
+    truth = json.loads((tmp_path / "s.coco.json").read_text())
+    assert truth["images"][0]["width"] == 128 and truth["annotations"]

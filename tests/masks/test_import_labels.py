@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import pickle
 import tracemalloc
 import zlib
@@ -20,9 +21,7 @@ from wsigen.masks.importers import ImportReport, ImportSettings, import_mask
 from wsigen.masks.slide_mask import MaskWindow, SlideMask
 
 CLASSES = ("neutrophil", "epithelial", "lymphocyte", "plasma", "eosinophil", "connective")
-SHARED = next(
-    (p / "shared" / "data" for p in Path(__file__).resolve().parents if (p / "shared" / "data").is_dir()), Path()
-)
+PUBLISHED = Path(os.environ.get("WSIGEN_TEST_DATA", "no data"))  # a folder with consep/ and lizard/
 
 # Three nuclei, the first two touching; ids with gaps.
 IDS = np.zeros((60, 70), np.uint16)
@@ -202,12 +201,12 @@ def test_pictures_and_other_tiffs_get_one_line(tmp_path: Path) -> None:
         assert name in str(caught.value) and "\n" not in str(caught.value)
 
 
-@pytest.mark.skipif(not (SHARED / "consep").is_dir(), reason="the CoNSeP data set is not here")
+@pytest.mark.skipif(not (PUBLISHED / "consep").is_dir(), reason="WSIGEN_TEST_DATA names no folder with consep/")
 def test_consep_patches(tmp_path: Path) -> None:
-    table = SHARED / "consep" / "types.json"
+    table = PUBLISHED / "consep" / "types.json"
     types = json.loads(table.read_text())
     for name in sorted(types)[::150]:
-        source = SHARED / "consep" / "instances" / f"{name}.png"
+        source = PUBLISHED / "consep" / "instances" / f"{name}.png"
         report = import_mask(
             source, tmp_path / f"{name}.tif", ImportSettings(CLASSES, ["consep"], table=table, mpp=0.25)
         )
@@ -215,9 +214,9 @@ def test_consep_patches(tmp_path: Path) -> None:
         assert report.nuclei == len(ids) and report.accounted == report.found
 
 
-@pytest.mark.skipif(not (SHARED / "lizard").is_dir(), reason="the Lizard data set is not here")
+@pytest.mark.skipif(not (PUBLISHED / "lizard").is_dir(), reason="WSIGEN_TEST_DATA names no folder with lizard/")
 def test_lizard_labels(tmp_path: Path) -> None:
-    for source in sorted((SHARED / "lizard" / "labels").glob("*.png"))[:2]:
+    for source in sorted((PUBLISHED / "lizard" / "labels").glob("*.png"))[:2]:
         labels = pyvips.Image.new_from_file(str(source)).numpy()
         maps = ["lizard", "255=skip"]
         report = import_mask(source, tmp_path / f"{source.stem}.tif", ImportSettings(CLASSES, maps, mpp=0.5))

@@ -18,8 +18,8 @@ import numpy as np
 from wsigen.errors import MaskError
 from wsigen.masks.importers.sources import Labels, LabelSource, damage_is_one_line
 
-MAX_UNPACKED = 2_000_000_000
-MAX_PIXELS = 400_000_000
+MAX_UNPACKED = 1_000_000_000
+MAX_PIXELS = 1 << 26  # 8,192 x 8,192; tiles are smaller, and labels may be doubles
 _HEADER = 128
 _PACKED = 15
 _CHUNK = 1 << 20
