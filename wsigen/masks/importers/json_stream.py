@@ -16,7 +16,7 @@ import numpy as np
 BUFFER_BYTES = 1 << 20
 MAX_DEPTH = 64
 # A value that is built whole (properties, an annotation, a table) may not be larger; an outline has its own limit.
-MAX_VALUE_ITEMS = 20_000_000
+MAX_VALUE_ITEMS = 5_000_000
 MAX_RING_VERTICES = 20_000_000
 
 

@@ -21,8 +21,8 @@ from wsigen.errors import MaskError
 from wsigen.masks.importers.class_maps import UNCLASSIFIED
 from wsigen.masks.importers.sources import OutlineSource, Progress, SourceObject
 
-ROWS_AT_ONCE = 5_000
-MAX_GEOMETRY_BYTES = 1 << 28
+ROWS_BETWEEN_REPORTS = 5_000
+MAX_GEOMETRY_BYTES = 1 << 26
 MAX_PROPERTIES = 1 << 20
 _CLASS_KEYS = ("type", "class", "classification", "class_name", "name", "label")
 
@@ -43,12 +43,11 @@ class AnnotationStoreSource(OutlineSource):
                 raise MaskError(f"{self.path}: has no table of annotations, so it is no TIAToolbox store")
             packed = self._packing(connection) if kinds.get("metadata") == "table" else False
             total = max(1, int(connection.execute("SELECT COUNT(*) FROM annotations").fetchone()[0]))
-            done = 0
             rows = connection.execute("SELECT geometry, properties FROM annotations ORDER BY id")
-            while batch := rows.fetchmany(ROWS_AT_ONCE):
-                yield from self._batch(batch, packed)
-                done += len(batch)
-                progress("reading", min(1.0, done / total))
+            for done, (blob, properties) in enumerate(rows, 1):
+                yield from self._annotation(_geometry(blob, packed), properties)
+                if done % ROWS_BETWEEN_REPORTS == 0:
+                    progress("reading", min(1.0, done / total))
         finally:
             connection.close()
 
@@ -61,18 +60,16 @@ class AnnotationStoreSource(OutlineSource):
             raise MaskError(f"{self.path}: geometries are packed with {str(method)[:40]!r}; save them with zlib")
         return method == "zlib"
 
-    def _batch(self, rows: list[tuple[Any, Any]], packed: bool) -> Iterator[SourceObject | None]:
+    def _annotation(self, geometry: Any, properties: Any) -> Iterator[SourceObject | None]:
+        """One object; None for bytes that are no geometry, nothing for points and lines, which are counted."""
         import shapely
 
-        geometries = np.array([_geometry(blob, packed) for blob, _ in rows], object)
-        kinds = shapely.get_type_id(geometries)
-        for geometry, kind, (_, properties) in zip(geometries, kinds.tolist(), rows):
-            if kind in (3, 6):  # Polygon, MultiPolygon
-                yield SourceObject(_class_name(properties), [_rings(part) for part in shapely.get_parts(geometry)])
-            elif kind < 0:
-                yield None
-            else:
-                self.not_polygons += 1
+        if geometry is None:
+            yield None
+        elif geometry.geom_type in ("Polygon", "MultiPolygon"):
+            yield SourceObject(_class_name(properties), [_rings(part) for part in shapely.get_parts(geometry)])
+        else:
+            self.not_polygons += 1
 
 
 def _geometry(blob: Any, packed: bool) -> Any:
