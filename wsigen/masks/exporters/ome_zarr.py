@@ -16,7 +16,7 @@ from wsigen.masks.classes import ClassTable
 from wsigen.masks.slide_mask import MaskSource
 from wsigen.masks.window import MaskWindow
 
-CHUNK = 1024
+CHUNK = 512
 SMALLEST_LEVEL = 1024
 
 

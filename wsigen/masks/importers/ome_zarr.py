@@ -22,6 +22,7 @@ from wsigen.masks.importers.sources import Labels, LabelSource, damage_is_one_li
 MAX_METADATA_BYTES = 1 << 28
 MAX_CHUNK_BYTES = 1 << 29
 BAND_BYTES = 64 << 20
+YIELDED_ROWS = 128
 SAFE_CODECS = {
     "bytes",
     "blosc",
@@ -70,7 +71,10 @@ class OmeZarrSource(LabelSource):
         for y in range(0, self.height, rows):
             part = (slice(y, min(y + rows, self.height)), slice(None))
             ids = None if self._ids is None else np.asarray(self._ids[(0,) * (self._ids.ndim - 2) + part])
-            yield Labels(np.asarray(self._values[lead + part]), ids)
+            values = np.asarray(self._values[lead + part])
+            for top in range(0, len(values), YIELDED_ROWS):  # what is made from a band is then small
+                below = slice(top, top + YIELDED_ROWS)
+                yield Labels(values[below], None if ids is None else ids[below])
 
 
 def is_zarr(path: Path) -> bool:
