@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 
 STOPPED = 130  # exit code after Ctrl-C, as shells have it
 PATH = click.Path(path_type=Path)
+# Of slides/formats.py and masks/exporters, which are not imported for --help.
+SLIDE_FORMATS = ["svs", "ome.tiff", "tiff", "dzi", "ome.zarr", "dicom"]
+LABEL_FORMATS = ["geojson", "db", "coco", "ome.zarr"]
 
 
 class _Commands(click.Group):
@@ -43,7 +46,7 @@ def main() -> None:
 
 @main.command()
 @click.argument("mask", type=PATH, required=False)
-@click.option("-o", "--out", type=PATH, help="Slide to write, .svs. [default: beside the mask]")
+@click.option("-o", "--out", type=PATH, help="Slide to write: .svs, .ome.tiff, .. [default: beside the mask]")
 @click.option("--from", "record", type=PATH, help="Paint the slide of this slide.json again.")
 @click.option("--model", default="", help="Name of a shipped model, or folder of one.")
 @click.option("--style", help="Stain: a style's name (wsigen models), or a picture or slide to measure.")
@@ -60,6 +63,9 @@ def main() -> None:
 @click.option("--norm", type=click.Choice(["auto", "triton", "torch"]), help="Kernels of all but attention. [auto]")
 @click.option("--workers", type=click.IntRange(1), help="Processes; one a GPU at most. [default: 1]")
 @click.option("--jpeg-quality", type=click.IntRange(1, 100), help="[default: 87]")
+@click.option("--format", type=click.Choice(SLIDE_FORMATS), help="[default: by the name of the slide, else svs]")
+@click.option("--labels", type=click.Choice(LABEL_FORMATS), help="Write the nuclei beside the slide.")
+@click.option("--patient-id", default="", help="In DICOM. [default: from what painted the slide]")
 @click.option("--overwrite", is_flag=True, help="Replace an existing slide or unfinished render.")
 @click.option("--resume", is_flag=True, help="Continue an unfinished render.")
 @click.option("--keep-canvas", is_flag=True, help="Keep the store of painted pixels.")
@@ -83,7 +89,7 @@ def render(
         raise SettingsError("render: give a MASK, or --from slide.json, and not both")
     if record is not None:
         mask, recorded = settings_of_record(record)
-        options = recorded | {name: options[name] for name in ("workers",)}
+        options = recorded | {name: options[name] for name in ("workers", "format", "labels", "patient_id")}
     assert mask is not None
     with _display() as display:
         if record is not None:
@@ -201,6 +207,30 @@ def info(slide: Path) -> None:
         click.echo("synthetic: not marked as such")
 
 
+@main.command()
+@click.argument("slide", type=PATH)
+@click.option("-o", "--out", required=True, type=PATH, help="File or folder to write.")
+@click.option("--format", "kind", type=click.Choice(SLIDE_FORMATS), help="[default: by the ending of OUT]")
+@click.option("--jpeg-quality", type=click.IntRange(1, 100), default=90, show_default=True)
+@click.option("--patient-id", default="", help="In DICOM. [default: from what painted the slide]")
+@click.option("--overwrite", is_flag=True, help="Replace an existing slide.")
+def export(slide: Path, out: Path, kind: str | None, jpeg_quality: int, patient_id: str, overwrite: bool) -> None:
+    """Write the painted SLIDE in another format: OME-TIFF, plain TIFF, Deep Zoom, OME-Zarr, DICOM."""
+    from wsigen.slides.formats import export_slide
+
+    with _shares() as progress:
+        facts = export_slide(
+            slide,
+            out,
+            kind,
+            jpeg_quality,
+            overwrite,
+            lambda rows, total: progress("encoding", rows / total),
+            patient_id,
+        )
+    click.echo(f"wrote {out}: {facts.width:,} x {facts.height:,} px, {_number(facts.mpp, 'um/px')}")
+
+
 def _number(value: float | None, unit: str) -> str:
     return "unknown" if value is None else f"{value:g} {unit}"
 
@@ -249,7 +279,120 @@ def doctor() -> None:
 
 @main.group()
 def mask() -> None:
-    """Slide masks: look at one, or write an example."""
+    """Slide masks: import cells into one, export its nuclei, look at one, or write an example."""
+
+
+@mask.command("import")
+@click.argument("source", type=PATH)
+@click.option("-o", "--out", type=PATH, default=Path("slide_masks.tif"), show_default=True)
+@click.option("--class-map", "class_maps", multiple=True, metavar="MAP", help="Built-in map, .toml, or THEIRS=OURS.")
+@click.option("--unknown", type=click.Choice(["refuse", "skip"]), default="refuse", show_default=True)
+@click.option("--tissue", type=PATH, help="Tissue outlines, in SOURCE itself or another file.")
+@click.option("--like", type=PATH, help="Slide whose size and scale the mask takes.")
+@click.option("--size", metavar="WxH", help="Size of the slide, px. [default: the source's, or up to its last object]")
+@click.option("--mpp", type=click.FloatRange(min=0, min_open=True), help="Microns per pixel of the slide.")
+@click.option("--table", type=PATH, help="CSV or JSON of the classes of a label image's ids.")
+@click.option("--image", help="Picture to take, where SOURCE has several (COCO, OME-Zarr).")
+@click.option("--outlines", type=click.Choice(["edges", "centres"]), help="Where outlines run. [default: by format]")
+@click.option("--model", default="", help="Model whose classes the mask uses.")
+@click.option("--overwrite", is_flag=True, help="Replace an existing file.")
+def mask_import(
+    source: Path,
+    out: Path,
+    class_maps: tuple[str, ...],
+    unknown: str,
+    tissue: Path | None,
+    like: Path | None,
+    size: str | None,
+    mpp: float | None,
+    table: Path | None,
+    image: str | None,
+    outlines: str | None,
+    model: str,
+    overwrite: bool,
+) -> None:
+    """Write a slide mask of the cells in SOURCE.
+
+    SOURCE: QuPath GeoJSON (.gz too), HoVer-Net JSON or .mat, CellViT JSON or GeoJSON, TIAToolbox .db, Lizard or CoNSeP
+    .mat, COCO JSON, ImageScope XML, OME-Zarr labels, label TIFF or PNG. Its format is recognised from its content.
+    """
+    from wsigen.masks.importers import ImportSettings, import_mask
+    from wsigen.models.registry import DEFAULT_MODEL, load_config
+
+    like_size, like_mpp = _size_of(like) if like else (None, None)
+    settings = ImportSettings(
+        classes=load_config(model or DEFAULT_MODEL).classes.names,
+        class_maps=class_maps,
+        skip_unknown=unknown == "skip",
+        tissue=tissue,
+        table=table,
+        image=image,
+        pixel_centres=None if outlines is None else outlines == "centres",
+        size=_parse_size(size) if size else like_size,
+        mpp=mpp or like_mpp,
+    )
+    with _shares() as progress:
+        report = import_mask(source, out, settings, overwrite=overwrite, progress=progress)
+    for line in report.describe():
+        click.echo(line)
+    click.echo(f"next: wsigen render {out}")
+
+
+@mask.command("export")
+@click.argument("file", type=PATH)
+@click.option("-o", "--out", type=PATH, required=True, help=".geojson, .db, .json (COCO) or .ome.zarr.")
+@click.option("--format", "kind", type=click.Choice(LABEL_FORMATS), help="[default: by ending]")
+@click.option("--model", default="", help="Model whose classes the mask uses.")
+@click.option("--overwrite", is_flag=True, help="Replace an existing file.")
+def mask_export(file: Path, out: Path, kind: str | None, model: str, overwrite: bool) -> None:
+    """Write the nuclei of the mask FILE for QuPath, TIAToolbox, COCO's tools or OME-Zarr viewers."""
+    from wsigen.masks.exporters import export_mask
+    from wsigen.models.registry import DEFAULT_MODEL, load_config
+
+    classes = load_config(model or DEFAULT_MODEL).classes
+    with _shares() as progress:
+        report = export_mask(file, out, classes, kind, overwrite, progress)
+    regions = f" and {report.regions:,} tissue regions" if report.regions else ""
+    click.echo(f"wrote {report.out}: {report.nuclei:,} nuclei{regions}")
+
+
+def _size_of(slide: Path) -> tuple[tuple[int, int], float | None]:
+    from wsigen.slides.info import read_slide_info
+
+    facts = read_slide_info(slide)
+    return (facts.width, facts.height), facts.mpp
+
+
+def _parse_size(text: str) -> tuple[int, int]:
+    width, _, height = text.lower().replace(",", "").partition("x")
+    if not (width.isdecimal() and height.isdecimal() and int(width) and int(height)):
+        raise SettingsError(f"--size {text}: give WIDTHxHEIGHT in pixels, such as 46000x32914")
+    return int(width), int(height)
+
+
+@contextmanager
+def _shares() -> Iterator[Callable[[str, float], None]]:
+    """A progress bar for work that reports what it does and which share of it is done."""
+    from rich.console import Console
+    from rich.progress import BarColumn, TaskID, TextColumn, TimeRemainingColumn
+    from rich.progress import Progress as Bars
+
+    console = Console(stderr=True, highlight=False, soft_wrap=True)
+    columns = (TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn())
+    tasks: dict[str, TaskID] = {}
+    with Bars(*columns, console=console, transient=True) as bars:
+
+        def show(what: str, share: float) -> None:
+            if what not in tasks:
+                tasks[what] = bars.add_task(what, total=1.0)
+            bars.update(tasks[what], completed=share)
+
+        try:
+            yield show
+        except KeyboardInterrupt:
+            bars.stop()
+            click.echo("stopped; nothing was written")
+            sys.exit(STOPPED)
 
 
 @mask.command("info")
@@ -287,6 +430,35 @@ def mask_demo(out: Path, size: int, seed: int, overwrite: bool) -> None:
     click.echo(f"wrote {out}; next: wsigen render {out}")
 
 
+@main.command()
+@click.argument("slides", type=PATH, nargs=-1, required=True)
+@click.option("--mask", "masks", type=PATH, multiple=True, required=True, help="Mask of each slide, in their order.")
+@click.option("--layout", required=True, type=click.Choice(["hovernet", "conic", "pannuke", "stardist", "coco"]))
+@click.option("-o", "--out", required=True, type=PATH, help="Folder to write.")
+@click.option("--patch", type=click.IntRange(16, 8192), help="Side of a patch, px. [default: 540 hovernet, else 256]")
+@click.option("--stride", type=click.IntRange(1), help="Pixels from patch to patch. [default: the side]")
+@click.option("--split", default="train=0.8,val=0.2", show_default=True, help="Sides and their shares.")
+@click.option("--split-by", type=click.Choice(["region", "slide"]), default="region", show_default=True)
+@click.option("--region", type=click.IntRange(16), help="Side of a region of the split, px. [default: up to 2048]")
+@click.option("--min-nuclei", type=click.IntRange(0), default=1, show_default=True, help="In a patch.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Of the split.")
+@click.option("--model", default="", help="Model whose classes the masks use.")
+@click.option("--overwrite", is_flag=True, help="Replace an existing data set.")
+def dataset(
+    slides: tuple[Path, ...], masks: tuple[Path, ...], out: Path, model: str, overwrite: bool, **options: Any
+) -> None:
+    """Cut SLIDES into training patches with labels, as HoVer-Net, CoNIC, PanNuke, StarDist or COCO have them."""
+    from wsigen.dataset.cutting import DatasetSettings, write_dataset
+    from wsigen.models.registry import DEFAULT_MODEL, load_config
+
+    classes = load_config(model or DEFAULT_MODEL).classes
+    with _shares() as progress:
+        report = write_dataset(slides, masks, out, classes, DatasetSettings(**options), overwrite, progress)
+    for name, count in report.patches.items():
+        click.echo(f"{name}: {count:,} patches, {report.nuclei.get(name, 0):,} nuclei")
+    click.echo(f"wrote {out} and {out / 'manifest.csv'}; {report.empty:,} patches without enough nuclei left out")
+
+
 @main.group()
 def data() -> None:
     """Training data."""
@@ -307,7 +479,10 @@ def data_prepare(
     webp_quality: int | None,
     overwrite: bool,
 ) -> None:
-    """Turn labelled pictures (layouts: lizard, consep, crchisto, folder) into one folder, split by source image."""
+    """Turn labelled pictures into one folder, split by source image.
+
+    Layouts: lizard, consep, crchisto, conic, pannuke, folder.
+    """
     from wsigen.training.prepare import prepare, summarise
 
     folders: dict[str, str | Path] = {}

@@ -35,6 +35,9 @@ class RenderSettings:
     dtype: str = "auto"
     workers: int | None = None
     jpeg_quality: int | None = None
+    format: str | None = None  # of the slide, see slides/formats.py; None: by the ending of its name, else svs
+    labels: str | None = None  # format of the ground truth beside the slide, see masks/exporters; None: none
+    patient_id: str = ""  # in DICOM; "": from what painted the slide
 
     def default(self, name: str) -> Any:
         """Return the value of a setting, from configs/render.toml where it is None."""

@@ -19,12 +19,14 @@ from wsigen import __version__
 from wsigen.config import RenderSettings
 from wsigen.devices import DeviceChoice, choose_device
 from wsigen.errors import SettingsError
+from wsigen.masks.exporters import export_mask
 from wsigen.masks.slide_mask import MaskSource, MaskWindow, SlideMask, resampled_to, write_slide_mask
 from wsigen.masks.summary import MaskSummary
 from wsigen.models.config import ModelConfig
 from wsigen.models.nasdm import weights_sha256
 from wsigen.models.registry import DEFAULT_MODEL, find_model
 from wsigen.models.stain import StainStyle, measure_style_file
+from wsigen.slides.formats import FORMATS, SlideFormat, check_target, format_of, write_slide
 from wsigen.slides.metadata import SlideMetadata
 from wsigen.slides.preview import Preview
 from wsigen.slides.svs import write_svs
@@ -35,6 +37,8 @@ from wsigen.tiling.spec import PaintSpec, run_record
 
 PREVIEW_SECONDS = 2.0  # between refreshes of the picture of the whole slide
 BAND_ROWS = 512
+# The record of a render is NAME.json, and a slide may be NAME.ome.zarr.
+LABEL_ENDINGS = {"geojson": ".geojson", "db": ".db", "coco": ".coco.json", "ome.zarr": ".labels.ome.zarr"}
 
 
 @dataclass(frozen=True)
@@ -53,6 +57,22 @@ class RenderPlan:
     jpeg_quality: int
     model_sha256: str
     resamples: bool
+    format: SlideFormat = FORMATS["svs"]
+    labels_format: str | None = None
+    patient_id: str = ""
+
+    @property
+    def stem(self) -> str:
+        """Name of the slide without its ending."""
+        ending = self.format.ending
+        return self.out.name[: -len(ending)] if self.out.name.lower().endswith(ending) else self.out.name
+
+    @property
+    def labels(self) -> Path | None:
+        """The ground truth beside the slide, if it is asked for."""
+        if self.labels_format is None:
+            return None
+        return self.out.with_name(self.stem + LABEL_ENDINGS[self.labels_format])
 
     @property
     def canvas(self) -> Path:
@@ -62,17 +82,17 @@ class RenderPlan:
     @property
     def picture(self) -> Path:
         """Picture of the whole slide, beside it."""
-        return self.out.with_suffix(".png")
+        return self.out.with_name(self.stem + ".png")
 
     @property
     def record(self) -> Path:
         """Record of the render, beside the slide."""
-        return self.out.with_suffix(".json")
+        return self.out.with_name(self.stem + ".json")
 
     @property
     def resampled_mask(self) -> Path:
         """The mask at the slide's scale, written only where it was resampled."""
-        return self.out.with_name(self.out.stem + "_mask.tif")
+        return self.out.with_name(self.stem + "_mask.tif")
 
     def describe(self) -> list[str]:
         """Two lines for people: the model and its terms; the mask and what it holds."""
@@ -115,6 +135,9 @@ def plan_render(mask: str | Path, out: str | Path | None = None, settings: Rende
     config = ModelConfig.load(folder)
     device = choose_device(settings.device, settings.dtype)
     batch_size = settings.batch_size
+    path = _slide_path(mask, out, settings.format)
+    if settings.labels is not None and settings.labels not in LABEL_ENDINGS:
+        raise SettingsError(f"labels {settings.labels!r}: must be one of {', '.join(LABEL_ENDINGS)}")
     with SlideMask.open(mask, len(config.classes)) as source:
         summary = source.scan()
         target = _target_mpp(source.mpp, config.mpp)
@@ -137,7 +160,7 @@ def plan_render(mask: str | Path, out: str | Path | None = None, settings: Rende
     )
     return RenderPlan(
         mask=Path(mask),
-        out=_slide_path(mask, out),
+        out=path,
         config=config,
         summary=summary,
         mask_mpp=mask_mpp,
@@ -148,14 +171,20 @@ def plan_render(mask: str | Path, out: str | Path | None = None, settings: Rende
         jpeg_quality=settings.default("jpeg_quality"),
         model_sha256=weights_sha256(folder),
         resamples=(width, height) != (summary.width, summary.height),
+        format=format_of(path, settings.format),
+        labels_format=settings.labels,
+        patient_id=settings.patient_id,
     )
 
 
-def _slide_path(mask: str | Path, out: str | Path | None) -> Path:
-    """Where the slide goes: beside the mask unless it is said."""
-    path = Path(out) if out else Path(mask).with_suffix(".svs")
-    if path.suffix.lower() != ".svs":
-        raise SettingsError(f"-o {path}: slides are written as .svs; name it {path.with_suffix('.svs').name}")
+def _slide_path(mask: str | Path, out: str | Path | None, format: str | None) -> Path:
+    """Where the slide goes: beside the mask unless it is said. Its format must be known and fit its name."""
+    ending = FORMATS[format].ending if format in FORMATS else ".svs"
+    path = Path(out) if out else Path(mask).with_suffix(ending)
+    if format_of(path, format).name == "dicom":
+        from wsigen.slides.dicom import require_wsidicomizer
+
+        require_wsidicomizer()
     if not path.parent.is_dir():
         raise SettingsError(f"-o {path}: the folder {path.parent} does not exist; make it first")
     return path
@@ -205,6 +234,14 @@ def render(
     final = paint_canvas(canvas, plan.spec, workers=plan.workers, on_progress=watch)
     watch.finish()
     _assemble(plan, canvas, on_rows)
+    if plan.labels is not None:
+        export_mask(
+            plan.resampled_mask if plan.resamples else plan.mask,
+            plan.labels,
+            plan.config.classes,
+            plan.labels_format,
+            True,
+        )
     write_json(plan.record, _slide_record(plan))
     if not keep_canvas:
         canvas.remove()
@@ -226,6 +263,10 @@ def _make_way(plan: RenderPlan, overwrite: bool, resume: bool) -> None:
         raise SettingsError(f"{plan.out} exists; replace it with --overwrite, or choose another name with -o")
     if plan.out.exists() and resume and not overwrite and not plan.canvas.exists():
         raise SettingsError(f"{plan.out} is finished, nothing is left to resume; paint it anew with --overwrite")
+    if plan.out.exists() and plan.format.name != "svs":
+        check_target(plan.out, plan.format, overwrite=True)
+    if plan.labels is not None and plan.labels.exists() and not (overwrite or resume):
+        raise SettingsError(f"{plan.labels} exists; replace it with --overwrite, or choose another name with -o")
     if plan.canvas.exists() and not resume:
         if not overwrite:
             raise SettingsError(f"{plan.canvas} holds an unfinished render; continue it with --resume, or --overwrite")
@@ -297,6 +338,20 @@ def _assemble(plan: RenderPlan, canvas: Canvas, on_rows: Callable[[int], None]) 
         "mask_sha256": plan.summary.sha256,
     }
     metadata = SlideMetadata(spec.mpp, plan.config.objective_power, provenance)
+    if plan.format.name != "svs":
+        write_slide(
+            plan.out,
+            plan.grid.width,
+            plan.grid.height,
+            canvas_rows(canvas),
+            metadata,
+            plan.format,
+            plan.jpeg_quality,
+            on_rows,
+            overwrite=True,
+            patient_id=plan.patient_id,
+        )
+        return
     write_svs(
         plan.out,
         plan.grid.width,

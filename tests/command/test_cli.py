@@ -166,7 +166,7 @@ def test_a_mask_with_wrong_planes_gets_one_line(
         (["--batch-size", "1"], "batch"),
         (["--overlap", "7"], "7"),
         (["--device", "cuda"], "cuda"),
-        (["-o", "slide.tiff"], "slide.tiff"),
+        (["-o", "slide.jpg"], "slide.jpg"),
         (["-o", "no/such/folder/slide.svs"], "folder"),
     ],
 )
@@ -273,3 +273,57 @@ def test_a_finished_slide_is_not_resumed(model: Path, mask: Path, tmp_path: Path
     code, text = run("render", mask, *options, "--resume")
     assert code == 2 and "finished" in text
     assert out.read_bytes() == before
+
+
+def test_cells_are_imported_painted_and_written_in_other_formats(model: Path, tmp_path: Path) -> None:
+    ring = [[10, 10], [30, 10], [30, 40], [10, 40], [10, 10]]
+    feature = {
+        "type": "Feature",
+        "geometry": {"type": "Polygon", "coordinates": [ring]},
+        "properties": {"objectType": "detection", "classification": {"name": "Tumor", "color": [200, 0, 0]}},
+    }
+    source, painted = tmp_path / "cells.geojson", tmp_path / "mask.tif"
+    source.write_text(json.dumps({"type": "FeatureCollection", "features": [feature]}))
+    options = ["-o", painted, "--size", "330x290", "--mpp", 0.5]
+    code, text = run("mask", "import", source, *options)
+    assert code == 2 and "Tumor 1" in text and len(text.strip().splitlines()) == 1
+    code, text = run("mask", "import", source, *options, "--class-map", "Tumor=epithelial")
+    assert code == 0 and "1 of 1 objects" in text
+    assert run("mask", "import", source, "--size", "330", "-o", tmp_path / "x.tif")[0] == 2
+    out = tmp_path / "s.ome.tiff"
+    code, text = run("render", painted, "-o", out, "--model", model, "--device", "cpu", "--labels", "geojson")
+    assert code == 0, text
+    assert {p.name for p in tmp_path.iterdir()} >= {"s.ome.tiff", "s.png", "s.json", "s.geojson"}
+    with tifffile.TiffFile(out) as tif:
+        assert tif.is_ome and tif.series[0].shape == (290, 330, 3)
+    truth = json.loads((tmp_path / "s.geojson").read_text())
+    assert [f["properties"]["classification"]["name"] for f in truth["features"]] == ["epithelial"]
+    assert run("render", painted, "-o", out, "--model", model)[0] == 2
+    code, text = run("render", painted, "-o", tmp_path / "s.svs", "--format", "tiff", "--model", model)
+    assert code == 2 and ".tiff" in text
+    assert run("render", painted, "-o", tmp_path / "t.svs", "--model", model, "--device", "cpu")[0] == 0
+    code, text = run("export", tmp_path / "t.svs", "-o", tmp_path / "t.ome.zarr")
+    assert code == 0 and "330 x 290 px" in text
+    code, text = run(
+        "mask", "import", source, "--like", tmp_path / "t.svs", "--unknown", "skip", "-o", tmp_path / "l.tif"
+    )
+    assert code == 0 and "330 x 290 px, 0.5 um/px" in text and "left out by class (Tumor 1)" in text
+    code, text = run("mask", "export", painted, "-o", tmp_path / "t.db")
+    assert code == 0 and "1 nuclei" in text
+
+
+PUBLISHED = Path(os.environ.get("WSIGEN_TEST_DATA", "no data"))  # a folder with consep/ and lizard/
+
+
+@pytest.mark.skipif(not (PUBLISHED / "consep").is_dir(), reason="WSIGEN_TEST_DATA names no folder with consep/")
+def test_published_labels_are_imported_and_painted(model: Path, tmp_path: Path) -> None:
+    folder, name = PUBLISHED / "consep", "test_10_000"
+    table = ["--table", folder / "types.json", "--class-map", "consep", "--mpp", 0.25]
+    code, text = run("mask", "import", folder / "instances" / f"{name}.png", *table, "-o", tmp_path / "m.tif")
+    assert code == 0, text
+    code, text = run("render", tmp_path / "m.tif", "-o", tmp_path / "s.svs", "--model", model, "--labels", "coco")
+    assert code == 0, text
+    with openslide.OpenSlide(tmp_path / "s.svs") as slide:
+        assert slide.dimensions == (128, 128)
+    truth = json.loads((tmp_path / "s.coco.json").read_text())
+    assert truth["images"][0]["width"] == 128 and truth["annotations"]

@@ -1,5 +1,6 @@
 """Slide masks: which nucleus lies where, and the condition planes that the denoiser is given for a window.
 
 A mask is a TIFF as large as the slide. `slide_mask` reads it window by window and writes it, `conditions` turns a
-window into condition planes, `demo` draws a synthetic mask of colon mucosa. Nothing here imports torch.
+window into condition planes, `demo` draws a synthetic mask of colon mucosa, `importers` and `exporters` read and write
+the nuclei of other tools. Nothing here imports torch.
 """

@@ -103,10 +103,11 @@ class MaskSource(ABC):
 
     def _summarised(self) -> MaskSummary:
         if self._summary is None:
-            self._summary = summarise(self._bands(), self.width, self.height, self.class_count)
+            self._summary = summarise(self.bands(), self.width, self.height, self.class_count)
         return self._summary
 
-    def _bands(self) -> Iterator[MaskWindow]:
+    def bands(self) -> Iterator[MaskWindow]:
+        """Bands of whole rows from top to bottom, as high as is cheap to read."""
         rows = self._band_rows()
         for y in range(0, self.height, rows):
             yield self._read_inside(0, y, self.width, min(rows, self.height - y))

@@ -62,7 +62,11 @@ def aperio_description(metadata: SlideMetadata, width: int, height: int, tile: i
 
 def parse_description(description: str) -> SlideMetadata | None:
     """Scale and provenance from an ImageDescription; None if the slide was not painted by wsigen."""
-    pairs = (item.split("=", 1) for item in description.split("|")[1:] if "=" in item)
+    pairs = (
+        item.split("=", 1)
+        for item in description.split("|")[1:]
+        if "=" in item and not item.startswith("</Description>")
+    )
     items = {unquote(key.strip()): unquote(value.strip()) for key, value in pairs}
     maker, _, version = items.get("synthetic", "").partition(" ")
     if maker != "wsigen":

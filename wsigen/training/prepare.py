@@ -6,6 +6,8 @@ where a set publishes none, splits by source image and writes. Layouts:
 - `lizard`: `images/*.webp`, `labels/*.png` at 0.5 mpp, classes only, 255 = not available (Graham et al. 2021);
 - `consep`: `images/GROUP_NNN.jpg` of 256 px at 0.25 mpp, `instances/*.png`, `types.json` (Graham et al. 2019);
 - `crchisto`: `images/*.webp`, `pseudo_labels/*.png` at 0.5 mpp; labels drawn by a network (Sirinukunwattana 2016);
+- `conic`: `images.npy`, `labels.npy`, `patch_info.csv` at 0.5 mpp (Graham et al. 2022; `wsigen dataset`);
+- `pannuke`: folds with `images.npy` and `masks.npy` at 0.25 mpp (Gamper et al. 2020), split by fold;
 - `folder`: `images/*`, `labels/*.png`, optionally `instances/*.png`, at the resolution asked for.
 """
 
@@ -85,12 +87,12 @@ def prepare(
     """Write a training folder from data sets on disk; the same input gives the same files.
 
     Args:
-        sources: layout ("lizard", "consep", "crchisto" or "folder") -> its folder.
+        sources: layout (one of :data:`LAYOUTS`) -> its folder.
         out: folder to make. It appears only when complete.
-        mpp: microns per pixel to write; a whole multiple of a layout's own (0.25 for consep, 0.5 for the others).
-            A `folder` is taken to be at `mpp` already.
+        mpp: microns per pixel to write; a whole multiple of a layout's own (0.25 for consep and pannuke, 0.5 for the
+            others). A `folder` is taken to be at `mpp` already.
         holdout: source images of the validation side. None: those of :data:`DEFAULT_HOLDOUT` that occur, and every
-            tenth source image of a `folder`.
+            tenth source image of a `folder` or `conic`, and the last of several folds of `pannuke`.
         webp_quality: None writes lossless WebP, 0..100 lossy; a mapping sets single layouts and leaves others lossless.
         classes: list of {index, name, colour}; None: the six of Lizard.
         overwrite: replace an earlier training folder.
@@ -263,10 +265,38 @@ def _consep(folder: Path) -> _Layout:
     )
 
 
+def _conic(folder: Path) -> _Layout:
+    from wsigen.training.patch_arrays import ConicArrays
+
+    arrays = ConicArrays(folder)
+
+    def load(name: str, class_count: int) -> Picture:
+        rgb, labels, instances = arrays.patch(name)
+        _check_labels(folder / "labels.npy", labels, rgb.shape[:2], class_count)
+        return Picture(arrays.units[name], name, rgb, labels, instances)
+
+    return _Layout("conic", folder, 0.5, "manual", arrays.units, load)
+
+
+def _pannuke(folder: Path) -> _Layout:
+    from wsigen.training.patch_arrays import PanNukeArrays
+
+    arrays = PanNukeArrays(folder)
+
+    def load(name: str, class_count: int) -> Picture:
+        rgb, labels, instances = arrays.patch(name)
+        _check_labels(folder, labels, rgb.shape[:2], class_count)
+        return Picture(arrays.units[name], name, rgb, labels, instances)
+
+    return _Layout("pannuke", folder, 0.25, "machine", arrays.units, load)
+
+
 LAYOUTS: dict[str, Callable[[Path], _Layout]] = {
     "lizard": _lizard,
     "consep": _consep,
     "crchisto": _crchisto,
+    "conic": _conic,
+    "pannuke": _pannuke,
     "folder": _own_folder,
 }
 
@@ -376,13 +406,21 @@ def _factor(layout: _Layout, mpp: float) -> int:
 def _validation_groups(layouts: Sequence[_Layout], holdout: Sequence[str] | None) -> frozenset[str]:
     groups = {group for layout in layouts for group in layout.units.values()}
     if holdout is None:
-        own = [group for layout in layouts if layout.name == "folder" for group in sorted(layout.units.values())[9::10]]
+        own = [group for layout in layouts for group in _own_validation(layout)]
         return frozenset(groups.intersection(DEFAULT_HOLDOUT).union(own))
     wanted = {SAME_TISSUE.get(name, name) for name in holdout}
     unknown = sorted(wanted - groups)
     if unknown:
         raise DataError(f"holdout {unknown[0]!r}: no source image is called so; there are: {', '.join(sorted(groups))}")
     return frozenset(wanted)
+
+
+def _own_validation(layout: _Layout) -> list[str]:
+    """Source images that a layout without a fixed list holds out."""
+    groups = sorted(set(layout.units.values()))
+    if layout.name == "pannuke":
+        return groups[-1:] if len(groups) > 1 else []
+    return groups[9::10] if layout.name in ("folder", "conic") else []
 
 
 def _write_all(

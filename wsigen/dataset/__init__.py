@@ -1,0 +1,1 @@
+"""Training patches for other tools' networks, cut from slides and their masks."""

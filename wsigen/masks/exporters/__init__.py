@@ -1,0 +1,8 @@
+"""A slide's ground truth in the formats of other tools: every nucleus with its class, exact to the pixel.
+
+`export_mask` writes one of `FORMATS`. Outlines run along pixel edges, so importing them again gives the same mask.
+"""
+
+from wsigen.masks.exporters.exporting import FORMATS, ExportReport, export_mask
+
+__all__ = ["FORMATS", "ExportReport", "export_mask"]

@@ -1,0 +1,89 @@
+"""TIAToolbox's annotation store, with the tables, the spatial index and the packing that `SQLiteStore` expects."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+import uuid
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+
+from wsigen.masks.classes import ClassTable
+from wsigen.masks.exporters.exporting import Nucleus, OutlineWriter
+from wsigen.masks.slide_mask import MaskSource
+
+STORE_VERSION = "1.0.1"
+PACKING_LEVEL = 6
+_NAMESPACE = uuid.UUID("6f0b6a0e-5b1e-5d0a-9f55-3a6d0c1f4e77")
+_SCHEMA = """
+CREATE TABLE metadata(key TEXT UNIQUE, value TEXT);
+CREATE VIRTUAL TABLE rtree USING rtree_i32(id, min_x, max_x, min_y, max_y);
+CREATE TABLE annotations(
+    id INTEGER PRIMARY KEY, key TEXT UNIQUE, objtype TEXT, cx INTEGER NOT NULL, cy INTEGER NOT NULL,
+    geometry BLOB, properties TEXT, area INTEGER NOT NULL
+);
+"""
+
+
+class AnnotationStoreWriter(OutlineWriter):
+    """One annotation a nucleus, with its class under `type` and the id in the mask under `id`."""
+
+    def __init__(self, path: Path, mask: MaskSource, classes: ClassTable) -> None:
+        super().__init__(path, mask, classes)
+        self._connection = sqlite3.connect(path)
+        self._connection.executescript(_SCHEMA)
+        facts = {"version": STORE_VERSION, "compression": "zlib", "compression_level": PACKING_LEVEL}
+        rows = [(key, json.dumps(value)) for key, value in facts.items()]
+        self._connection.executemany("INSERT INTO metadata VALUES(?, ?)", rows)
+        self._count = 0
+        self._regions = 0
+
+    def add(self, nuclei: list[Nucleus]) -> None:
+        """Write annotations of type = class."""
+        items: list[tuple[str, list[list[np.ndarray]], dict[str, Any], int]] = [
+            (f"nucleus {n.identifier}", n.polygons, {"type": n.kind.name, "id": n.identifier}, n.area) for n in nuclei
+        ]
+        self._insert(items)
+
+    def add_regions(self, polygons: list[list[np.ndarray]]) -> None:
+        """Write annotations of type Tissue."""
+        items: list[tuple[str, list[list[np.ndarray]], dict[str, Any], int]] = []
+        for polygon in polygons:
+            self._regions += 1
+            items.append((f"tissue {self._regions}", [polygon], {"type": "Tissue"}, 0))
+        self._insert(items)
+
+    def _insert(self, items: list[tuple[str, list[list[np.ndarray]], dict[str, Any], int]]) -> None:
+        rows, boxes = [], []
+        for (name, polygons, properties, area), shape in zip(items, _shapes(item[1] for item in items)):
+            self._count += 1
+            left, top, right, bottom = (int(v) for v in shape.bounds)
+            inside = shape.representative_point()
+            key = str(uuid.uuid5(_NAMESPACE, name))
+            blob = zlib.compress(shape.wkb, PACKING_LEVEL)
+            text = json.dumps(properties, separators=(",", ":"))
+            kind = "Polygon" if len(polygons) == 1 else "MultiPolygon"
+            rows.append((self._count, key, kind, int(inside.x), int(inside.y), blob, text, area or int(shape.area)))
+            boxes.append((self._count, left, right, top, bottom))
+        self._connection.executemany("INSERT INTO annotations VALUES(?, ?, ?, ?, ?, ?, ?, ?)", rows)
+        self._connection.executemany("INSERT INTO rtree VALUES(?, ?, ?, ?, ?)", boxes)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if kind is None:
+            self._connection.commit()
+        self._connection.close()
+
+
+def _shapes(objects: Iterator[list[list[np.ndarray]]]) -> Iterator[Any]:
+    import shapely
+
+    for polygons in objects:
+        parts = [shapely.Polygon(polygon[0], polygon[1:]) for polygon in polygons]
+        yield parts[0] if len(parts) == 1 else shapely.MultiPolygon(parts)

@@ -1,0 +1,300 @@
+"""From any file of cells to a slide mask: recognise, read, map classes, draw, and account for every object."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from wsigen.errors import MaskError
+from wsigen.masks.importers import label_import
+from wsigen.masks.importers.class_maps import SKIP, TISSUE_REGION, ClassMap, class_map
+from wsigen.masks.importers.outlines import OutlineSet, OutlineSpool
+from wsigen.masks.importers.rasterise import Rasteriser
+from wsigen.masks.importers.report import ImportReport, refuse_unknown
+from wsigen.masks.importers.settings import ImportSettings, check_size, check_target
+from wsigen.masks.importers.sniffing import open_source
+from wsigen.masks.importers.sources import Kind, LabelSource, OutlineSource, Progress, damage_is_one_line
+from wsigen.masks.window import GLASS, TISSUE, MaskWindow
+from wsigen.masks.writer import write_slide_mask
+
+SAME_SCALE = 0.05
+
+
+def import_mask(
+    source: str | os.PathLike[str],
+    out: str | os.PathLike[str],
+    settings: ImportSettings,
+    overwrite: bool = False,
+    progress: Progress = lambda what, share: None,
+) -> ImportReport:
+    """Write the slide mask of the cells in `source` to `out`; the format is recognised from the content.
+
+    Outlines are drawn at the pixels whose centres they enclose, each with an id of its own; memory stays bounded, the
+    coordinates wait in a temporary file beside `out`. progress(what, share) is called now and then.
+
+    Raises `MaskError` for a file of no known format, a damaged or unsafe one, classes that no map knows, or an existing
+    target without `overwrite`. Nothing is written then.
+    """
+    source, out = Path(source), Path(out)
+    check_target(out, overwrite)
+    opened = open_source(source, settings.table, settings.image)
+    if isinstance(opened, LabelSource):
+        return label_import.import_labels(opened, out, settings, overwrite, progress)
+    return _import_outlines(opened, out, settings, overwrite, progress)
+
+
+@dataclass
+class _Tissue:
+    """Where tissue is drawn from: outlines of the source itself, and of another file."""
+
+    drawers: list[Rasteriser] = field(default_factory=list)
+    regions: int = 0
+
+    def rows(self, y0: int, classes: np.ndarray) -> np.ndarray:
+        """The tissue plane of a band; where a nucleus lies is tissue, whatever was drawn."""
+        plane = np.full(classes.shape, GLASS, np.uint8)
+        for drawer in self.drawers:
+            drawer.draw(y0, plane)
+        plane[classes > 0] = TISSUE
+        return plane
+
+
+def _import_outlines(
+    source: OutlineSource, out: Path, settings: ImportSettings, overwrite: bool, progress: Progress
+) -> ImportReport:
+    with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as folder:
+        centres = source.pixel_centres if settings.pixel_centres is None else settings.pixel_centres
+        outlines, unreadable = _read_outlines(source, Path(folder), centres, progress)
+        mapping = class_map(settings.classes, settings.class_maps, source.built_in)
+        same_file = settings.tissue is not None and _same_file(settings.tissue, source.path)
+        class_of, is_region = _classes_of(outlines, source, mapping, settings, same_file)
+        scale, mpp = _scale(source, settings)
+        width, height = settings.size or _scaled_size(source.size, scale) or _extent(outlines, scale, centres)
+        check_size(source.path, width, height)
+        fate = _Fates.of(outlines, class_of, width, height, scale, 0.5 * scale if centres else 0.0)
+        tissue = _tissue(
+            outlines, is_region, settings, same_file, width, height, scale, centres, Path(folder), progress
+        )
+        nuclei = Rasteriser(
+            outlines, fate.drawn_polygons, fate.ids[outlines.polygon_object], width, height, scale, centres
+        )
+        lookup = np.concatenate([[0], class_of[fate.ids[:-1] > 0]]).astype(np.uint8)
+        seen = np.zeros(len(lookup), bool)
+
+        def rows(y0: int, y1: int) -> MaskWindow | None:
+            progress("drawing", y0 / height)
+            ids = np.zeros((y1 - y0, width), np.uint32)
+            if not nuclei.draw(y0, ids) and tissue is None:
+                return None
+            marked = np.flatnonzero(ids != 0)
+            labels = ids.reshape(-1)[marked]
+            seen[labels] = True
+            classes = np.zeros(ids.shape, np.uint8)
+            classes.reshape(-1)[marked] = lookup[labels]
+            return MaskWindow(classes, ids, tissue.rows(y0, classes) if tissue else None)
+
+        write_slide_mask(out, width, height, mpp, rows, True, tissue is not None, overwrite)
+        progress("drawing", 1.0)
+        return _report(
+            source, out, settings, outlines, fate, seen, lookup, unreadable, is_region, tissue, mpp, (width, height)
+        )
+
+
+def _read_outlines(source: OutlineSource, folder: Path, thin: bool, progress: Progress) -> tuple[OutlineSet, int]:
+    spool = OutlineSpool(folder)
+    with damage_is_one_line(source.path, source.format):
+        for item in source.objects(progress):
+            spool.add(item)
+        outlines = spool.finish(thin)
+    return outlines, spool.unreadable
+
+
+def _same_file(a: Path, b: Path) -> bool:
+    return a.exists() and b.exists() and os.path.samefile(a, b)
+
+
+def _classes_of(
+    outlines: OutlineSet, source: OutlineSource, mapping: ClassMap, settings: ImportSettings, tissue_too: bool
+) -> tuple[np.ndarray, np.ndarray]:
+    """Class 1..n of every object, 0 left out by a map, 255 unknown or a region; and whether it is a tissue region."""
+    names = [_full_name(source, name) for name in outlines.names]
+    resolved = [mapping.resolve(name) for name in names]
+    as_array = np.array([SKIP if entry is None else entry for entry in resolved] or [SKIP], np.int64)
+    unknown_name = np.array([entry is None for entry in resolved] or [False])
+    classes, unknown = as_array[outlines.object_name], unknown_name[outlines.object_name]
+    # A file with nuclei and annotations has the annotations as regions: a "Tumor" that holds a thousand nuclei.
+    annotation = outlines.object_kind == Kind.ANNOTATION
+    region = annotation & bool((~annotation).any())
+    tissue = classes == TISSUE_REGION
+    if tissue_too and not tissue.any():
+        tissue = region.copy()
+    unknown &= ~region & ~tissue
+    if unknown.any() and not settings.skip_unknown:
+        counts = np.bincount(outlines.object_name[unknown], minlength=len(names))
+        refuse_unknown(source.path, Counter({n: int(c) for n, c in zip(names, counts) if c}), settings.classes)
+    nucleus = ~region & ~tissue & ~unknown & (classes > 0)
+    return np.where(nucleus, classes, 0), tissue
+
+
+def _full_name(source: OutlineSource, name: str) -> str:
+    return source.names.get(name, name)
+
+
+def _scale(source: OutlineSource, settings: ImportSettings) -> tuple[float, float | None]:
+    """Mask pixels per unit of the source, and microns per pixel of the mask."""
+    if settings.mpp is None or source.mpp is None:
+        return 1.0, settings.mpp or source.mpp
+    ratio = source.mpp / settings.mpp
+    return (1.0 if abs(ratio - 1) <= SAME_SCALE else ratio), settings.mpp
+
+
+def _scaled_size(size: tuple[int, int] | None, scale: float) -> tuple[int, int] | None:
+    return None if size is None else (max(1, round(size[0] * scale)), max(1, round(size[1] * scale)))
+
+
+def _extent(outlines: OutlineSet, scale: float, centres: bool) -> tuple[int, int]:
+    sound = outlines.polygon_object >= 0
+    if not sound.any():
+        return 1, 1
+    right, bottom = (outlines.bounds[sound, 2:].max(0) + centres) * scale
+    return max(1, int(np.ceil(right))), max(1, int(np.ceil(bottom)))
+
+
+@dataclass(frozen=True)
+class _Fates:
+    """What will become of the objects: ids (O,) uint32, 1.. for those that are drawn, and why the others are not."""
+
+    ids: np.ndarray
+    drawn_polygons: np.ndarray
+    invalid: int
+    outside: int
+    clipped: np.ndarray  # (O,) bool
+    repaired: np.ndarray  # (O,) bool
+    wanted: np.ndarray  # (O,) bool: nuclei of a known class
+
+    @classmethod
+    def of(
+        cls, outlines: OutlineSet, class_of: np.ndarray, width: int, height: int, scale: float, shift: float
+    ) -> _Fates:
+        count = outlines.object_count
+        sound = outlines.polygon_object >= 0
+        owner = np.where(sound, outlines.polygon_object, 0)
+        left, top, right, bottom = (outlines.bounds * scale + shift).T
+        touches = sound & (right > 0) & (bottom > 0) & (left < width) & (top < height)
+        crosses = touches & ((left < 0) | (top < 0) | (right > width) | (bottom > height))
+
+        def any_of(polygons: np.ndarray) -> np.ndarray:
+            found = np.zeros(count, bool)
+            found[owner[polygons & sound]] = True
+            return found
+
+        wanted = class_of > 0
+        valid, reachable = any_of(sound), any_of(touches)
+        drawn = wanted & reachable
+        ids = np.zeros(count + 1, np.uint32)  # the last entry answers for polygons of no object
+        ids[:-1][drawn] = np.arange(1, int(drawn.sum()) + 1, dtype=np.uint32)
+        return cls(
+            ids=ids,
+            drawn_polygons=touches & drawn[owner] if count else touches,
+            invalid=int((wanted & ~valid).sum()),
+            outside=int((wanted & valid & ~reachable).sum()),
+            clipped=drawn & any_of(crosses),
+            repaired=drawn & any_of(outlines.crossing),
+            wanted=wanted,
+        )
+
+
+def _tissue(
+    outlines: OutlineSet,
+    is_region: np.ndarray,
+    settings: ImportSettings,
+    same_file: bool,
+    width: int,
+    height: int,
+    scale: float,
+    centres: bool,
+    folder: Path,
+    progress: Progress,
+) -> _Tissue | None:
+    tissue = _Tissue()
+    if is_region.any():
+        chosen = (outlines.polygon_object >= 0) & np.append(is_region, False)[outlines.polygon_object]
+        tissue.drawers.append(
+            Rasteriser(outlines, chosen, np.full(len(chosen), TISSUE, np.uint32), width, height, scale, centres)
+        )
+        tissue.regions += int(is_region.sum())
+    if settings.tissue is not None and not same_file:
+        drawer, regions = _other_file(settings, width, height, folder, progress)
+        tissue.drawers.append(drawer)
+        tissue.regions += regions
+    if settings.tissue is not None and not tissue.regions:
+        raise MaskError(f"{settings.tissue}: holds no tissue outlines; draw annotations, or map their class to tissue")
+    return tissue if tissue.regions else None
+
+
+def _other_file(
+    settings: ImportSettings, width: int, height: int, folder: Path, progress: Progress
+) -> tuple[Rasteriser, int]:
+    """Tissue outlines of a file of their own: those mapped to tissue, else all that no map leaves out."""
+    assert settings.tissue is not None
+    opened = open_source(settings.tissue, None, None)
+    if isinstance(opened, LabelSource):
+        raise MaskError(f"{settings.tissue}: is a label image; give tissue as outlines, such as QuPath's GeoJSON")
+    (folder / "tissue").mkdir()
+    outlines, _ = _read_outlines(opened, folder / "tissue", opened.pixel_centres, progress)
+    mapping = class_map(settings.classes, settings.class_maps, opened.built_in)
+    resolved = np.array([mapping.resolve(_full_name(opened, n)) or 0 for n in outlines.names] or [0], np.int64)
+    classes = resolved[outlines.object_name]
+    chosen = classes == TISSUE_REGION if (classes == TISSUE_REGION).any() else classes != SKIP
+    polygons = (outlines.polygon_object >= 0) & np.append(chosen, False)[outlines.polygon_object]
+    scale, _ = _scale(opened, settings)
+    values = np.full(len(polygons), TISSUE, np.uint32)
+    return Rasteriser(outlines, polygons, values, width, height, scale, opened.pixel_centres), int(chosen.sum())
+
+
+def _report(
+    source: OutlineSource,
+    out: Path,
+    settings: ImportSettings,
+    outlines: OutlineSet,
+    fate: _Fates,
+    seen: np.ndarray,
+    lookup: np.ndarray,
+    unreadable: int,
+    is_region: np.ndarray,
+    tissue: _Tissue | None,
+    mpp: float | None,
+    size: tuple[int, int],
+) -> ImportReport:
+    drawn = fate.ids[:-1] > 0
+    visible = np.zeros(outlines.object_count, bool)
+    visible[drawn] = seen[1:]
+    per_class = np.bincount(lookup[1:][seen[1:]], minlength=len(settings.classes) + 1)[1:]
+    left_out = ~fate.wanted & ~is_region
+    names = Counter[str]()
+    counts = np.bincount(outlines.object_name[left_out], minlength=len(outlines.names))
+    for name, number in zip(outlines.names, counts):
+        if number:
+            names[_full_name(source, name)] += int(number)
+    return ImportReport(
+        format=source.format,
+        out=out,
+        width=size[0],
+        height=size[1],
+        mpp=mpp,
+        found=outlines.object_count + unreadable + source.not_polygons,
+        imported=tuple(zip(settings.classes, (int(n) for n in per_class))),
+        clipped=int((fate.clipped & visible).sum()),
+        repaired=int((fate.repaired & visible).sum()),
+        regions=int(is_region.sum()),
+        skipped=names,
+        invalid=fate.invalid + unreadable,
+        not_polygons=source.not_polygons,
+        outside=fate.outside,
+        hidden=int((drawn & ~visible).sum()),
+    )

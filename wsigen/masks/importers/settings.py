@@ -1,0 +1,49 @@
+"""What a user may say about an import, and the checks that come before any work."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from wsigen.errors import MaskError
+
+MAX_SIDE = 500_000
+MAX_PIXELS = 100_000_000_000
+
+
+@dataclass(frozen=True)
+class ImportSettings:
+    """What a user may say about an import.
+
+    classes: names of the model's classes 1..n. class_maps: see :func:`class_maps.class_map`. skip_unknown: leave out
+    objects of classes that no map knows, instead of refusing. tissue: file of tissue outlines or a tissue label image;
+    may be the source itself. table: file of the classes of a label image's ids. image: the picture to take where a
+    source describes several. pixel_centres: whether outlines run through the centres of border pixels (None: as the
+    format has it). size: (width, height) of the slide in px; None: what the source says, else as far as its objects
+    reach. mpp: microns per pixel of the slide; None: what the source says.
+    """
+
+    classes: Sequence[str]
+    class_maps: Sequence[str] = ()
+    skip_unknown: bool = False
+    tissue: Path | None = None
+    table: Path | None = None
+    image: str | None = None
+    pixel_centres: bool | None = None
+    size: tuple[int, int] | None = None
+    mpp: float | None = None
+
+
+def check_target(out: Path, overwrite: bool) -> None:
+    """Refuse an existing target, or one in a folder that does not exist, before long work begins."""
+    if out.exists() and not overwrite:
+        raise MaskError(f"{out}: already exists; choose another name or allow overwriting")
+    if not out.parent.is_dir():
+        raise MaskError(f"{out}: the folder {out.parent} does not exist; create it first")
+
+
+def check_size(path: Path, width: int, height: int) -> None:
+    """Refuse a size that no slide has, before memory or time is spent on it."""
+    if not (1 <= width <= MAX_SIDE and 1 <= height <= MAX_SIDE and width * height <= MAX_PIXELS):
+        raise MaskError(f"{path}: a mask of {width:,} x {height:,} px is larger than any slide; check its coordinates")

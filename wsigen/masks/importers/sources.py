@@ -1,0 +1,173 @@
+"""What an importer reads: a source of outlines, or a source of label images, and how a file's damage is reported."""
+
+from __future__ import annotations
+
+import gzip
+import lzma
+import sqlite3
+import struct
+import zipfile
+import zlib
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from enum import IntEnum
+from pathlib import Path
+from typing import IO, BinaryIO
+
+import ijson
+import numpy as np
+
+from wsigen.errors import MaskError
+
+Progress = Callable[[str, float], None]  # what is being done, share of it that is done
+
+
+class Kind(IntEnum):
+    """What an object claims to be. Annotations are regions where a file also has nuclei, else nuclei."""
+
+    NUCLEUS = 0
+    ANNOTATION = 1
+
+
+@dataclass(frozen=True)
+class SourceObject:
+    """One object of a source.
+
+    name: its class as the source calls it. polygons: each a list of rings (N, 2) float64, x and y, first the outline,
+    then holes; open or closed. separate: each polygon is an object of its own. complete: False where more polygons of
+    this object follow; its last part gives name, kind and `separate`.
+    """
+
+    name: str
+    polygons: list[list[np.ndarray]]
+    kind: Kind = Kind.NUCLEUS
+    separate: bool = False
+    complete: bool = True
+
+
+class OutlineSource(ABC):
+    """A file of outlines. `size`, `mpp`, `names` and `not_polygons` are known once `objects` has been read through.
+
+    format: its name for people. built_in: class maps that the format implies. pixel_centres: outlines run through the
+    centres of the border pixels, as OpenCV draws them, and not along the pixels' edges. size: (width, height) in px.
+    mpp: microns per pixel of the coordinates. names: class numbers -> names. not_polygons: objects without an area
+    (points, lines).
+    """
+
+    format: str
+    built_in: tuple[str, ...] = ()
+    pixel_centres: bool = False
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.size: tuple[int, int] | None = None
+        self.mpp: float | None = None
+        self.names: Mapping[str, str] = {}
+        self.not_polygons = 0
+
+    @abstractmethod
+    def objects(self, progress: Progress) -> Iterator[SourceObject | None]:
+        """Read the file once; None stands for an object that could not be read as an outline."""
+
+
+@dataclass(frozen=True)
+class Labels:
+    """Rows of a label image: (h, w) values, and ids where the image has them beside its values."""
+
+    values: np.ndarray
+    ids: np.ndarray | None = None
+
+
+class LabelSource(ABC):
+    """A label image, read by rows.
+
+    kind: "class" where a value is a class, "instance" where it is the id of a nucleus. class_of: value (class or id)
+    -> the source's name of its class; values that are missing are named by their number ("class") or `unclassified`.
+    """
+
+    format: str
+    built_in: tuple[str, ...] = ()
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.width = self.height = 0
+        self.mpp: float | None = None
+        self.kind = "class"
+        self.class_of: Mapping[int, str] = {}
+        self.has_ids = False
+
+    @abstractmethod
+    def bands(self) -> Iterator[Labels]:
+        """Bands of whole rows from top to bottom; may be asked for again."""
+
+    def close(self) -> None:
+        """Let go of the file."""
+        return
+
+
+@contextmanager
+def damage_is_one_line(path: Path, kind: str) -> Iterator[None]:
+    """Turn what libraries raise on malformed files into one line that names the file."""
+    try:
+        yield
+    except MaskError:
+        raise
+    except (
+        ValueError,
+        KeyError,
+        IndexError,
+        TypeError,
+        AttributeError,
+        ArithmeticError,
+        NotImplementedError,
+        EOFError,
+        OSError,
+        RuntimeError,
+        MemoryError,
+        struct.error,
+        zlib.error,
+        lzma.LZMAError,
+        zipfile.BadZipFile,
+        sqlite3.Error,
+        ijson.JSONError,
+    ) as error:
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise MaskError(f"{path}: cannot be read as {kind} ({reason}); copy or export it again") from error
+
+
+class CountedFile:
+    """A file that reports how much of it has been read, and unpacks gzip and one-file zip on the way."""
+
+    def __init__(self, path: Path, progress: Progress) -> None:
+        self._path, self._progress = path, progress
+        self._raw: BinaryIO = open(path, "rb")  # noqa: SIM115 (closed by __exit__)
+        self._size = max(1, path.stat().st_size)
+        magic = self._raw.read(4)
+        self._raw.seek(0)
+        self._stream: IO[bytes] = self._unpacked(magic)
+
+    def _unpacked(self, magic: bytes) -> IO[bytes]:
+        if magic[:2] == b"\x1f\x8b":
+            return gzip.GzipFile(fileobj=self._raw)  # type: ignore[return-value]
+        if magic == b"PK\x03\x04":
+            archive = zipfile.ZipFile(self._raw)
+            members = [item for item in archive.infolist() if not item.is_dir()]
+            if len(members) != 1:
+                raise MaskError(f"{self._path}: holds {len(members)} files; unpack it and give one of them")
+            return archive.open(members[0])
+        return self._raw
+
+    def read(self, size: int = -1) -> bytes:
+        """Read up to `size` bytes of the unpacked content."""
+        data = self._stream.read(size)
+        self._progress("reading", min(1.0, self._raw.tell() / self._size))
+        return data
+
+    def __enter__(self) -> CountedFile:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self._stream.close()
+        self._raw.close()
