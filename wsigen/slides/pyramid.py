@@ -36,7 +36,7 @@ def level_sizes(width: int, height: int) -> list[tuple[int, int]]:
 
 
 def halve(pixels: np.ndarray) -> np.ndarray:
-    """Means of 2 x 2 pixels, halves rounded up: (h, w, 3) uint8 -> (h // 2, w // 2, 3); an odd last line is left out."""
+    """Means of 2 x 2 pixels, halves rounded up: (h, w, 3) uint8 -> (h // 2, w // 2, 3); an odd last line is dropped."""
     height, width = pixels.shape[0] // 2, pixels.shape[1] // 2
     if not height or not width or _is_constant(pixels):
         return np.broadcast_to(pixels[:1, :1], (height, width, 3))

@@ -11,6 +11,7 @@ import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -48,13 +49,14 @@ class TileJpeg:
         return _split(self._whole(np.ascontiguousarray(pixels)))[1]
 
     def _whole(self, pixels: np.ndarray) -> bytes:
-        return imagecodecs.jpeg8_encode(
+        jpeg = imagecodecs.jpeg8_encode(
             pixels,
             level=self.quality,
             colorspace="RGB",
             outcolorspace="YCBCR" if self.subsampled else "RGB",
             subsampling="420" if self.subsampled else "444",
         )
+        return bytes(jpeg)
 
 
 def _split(jpeg: bytes) -> tuple[bytes, bytes]:
@@ -99,7 +101,7 @@ class TiledTiff:
             directories.append(self._write_directory(tags))
         self._file.seek(8)
         self._file.write(struct.pack("<Q", directories[0][0]))
-        for (_, link), (following, _) in zip(directories, directories[1:]):
+        for (_, link), (following, _) in pairwise(directories):
             self._file.seek(link)
             self._file.write(struct.pack("<Q", following))
         self._file.close()
