@@ -11,8 +11,9 @@ import math
 import os
 import threading
 from abc import ABC, abstractmethod
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,7 @@ __all__ = ["MaskSource", "MaskWindow", "ResampledMask", "SlideMask", "resampled_
 
 CACHE_BYTES = 128 << 20
 BAND_BYTES = 32 << 20
+BANDS_AHEAD = 3  # decoders release the interpreter
 SAME_MPP_TOLERANCE = 0.05
 # A component of 1,000 µm² (36 µm across) is larger than any nucleus of the gut; a tissue mask is one such component.
 LARGEST_NUCLEUS_UM2 = 1000.0
@@ -108,8 +110,14 @@ class MaskSource(ABC):
 
     def _bands(self) -> Iterator[MaskWindow]:
         rows = self._band_rows()
-        for y in range(0, self.height, rows):
-            yield self._read_inside(0, y, self.width, min(rows, self.height - y))
+        reading: deque[Future[MaskWindow]] = deque()
+        with ThreadPoolExecutor(BANDS_AHEAD, "wsigen-bands") as pool:
+            for y in range(0, self.height, rows):
+                reading.append(pool.submit(self._read_inside, 0, y, self.width, min(rows, self.height - y)))
+                if len(reading) > BANDS_AHEAD:
+                    yield reading.popleft().result()
+            while reading:
+                yield reading.popleft().result()
 
     def _check_content(self, summary: MaskSummary) -> None:
         nuclei, tissue = sum(summary.class_pixels), summary.tissue_share or 0.0
