@@ -15,7 +15,7 @@ import os
 import shutil
 import threading
 from collections import OrderedDict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -185,6 +185,21 @@ class Canvas:
                     rgb[target], known[target] = chunk[source], True
         return rgb, known
 
+    def painted_windows(self, chunk: Chunk, region: Rectangle) -> Iterator[tuple[tuple[int, int], np.ndarray]]:
+        """What the windows of a chunk own of a region: ((x, y) within the region, (h, w, 3) uint8); none if missing."""
+        pixels = self._chunk(*chunk, require=False)
+        for window in self.layout.windows(*chunk) if pixels is not None else ():
+            own = self.grid.owned(window)
+            left, top = max(own.x, region.x), max(own.y, region.y)
+            right = min(own.x + own.width, region.x + region.width)
+            bottom = min(own.y + own.height, region.y + region.height)
+            if left < right and top < bottom and pixels is not None:
+                whole = pixels[self.layout.within_chunk(window)]
+                yield (
+                    (left - region.x, top - region.y),
+                    whole[top - own.y : bottom - own.y, left - own.x : right - own.x],
+                )
+
     def _pieces(self, x: int, y: int, width: int, height: int, stages_below: int) -> dict[tuple[Block, Colour], list]:
         """Where the pixels of a region lie: for each chunk its pieces as pairs of (slices in region, in chunk)."""
         pieces: dict[tuple[Block, Colour], list[tuple[Slices, Slices]]] = {}
@@ -284,8 +299,13 @@ class CanvasPanels:
 
     @property
     def side(self) -> int:
-        """Side of a panel that suits the canvas: whole blocks and whole tiles; it follows from the grid alone."""
-        whole = math.lcm(PANEL_MULTIPLE, 2 * self._canvas.grid.stride)
+        """Side of a panel that suits the canvas."""
+        return self.side_of(self._canvas.grid)
+
+    @staticmethod
+    def side_of(grid: WindowGrid) -> int:
+        """Side of a panel that suits a grid: whole blocks and whole tiles where that is not too large."""
+        whole = math.lcm(PANEL_MULTIPLE, 2 * grid.stride)
         return whole if whole <= LARGEST_PANEL else LARGEST_PANEL // 2
 
     def __call__(self, x: int, y: int, width: int, height: int) -> np.ndarray:

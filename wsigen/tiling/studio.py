@@ -179,13 +179,13 @@ def load_model(spec: PaintSpec) -> NasdmModel:
     return model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # missing in torch's stubs
 
 
-def make_painter(spec: PaintSpec, model: NasdmModel) -> Painter:
-    """Build the painter of a spec around its loaded model."""
+def make_painter(spec: PaintSpec, model: NasdmModel, num_inference_steps: int | None = None) -> Painter:
+    """Build the painter of a spec, or one of another number of steps, around its loaded model."""
     return Painter(
         model,
         spec.style,
         sampler=spec.sampler,
-        num_inference_steps=spec.num_inference_steps,
+        num_inference_steps=num_inference_steps or spec.num_inference_steps,
         eta=spec.eta,
         guidance_scale=spec.guidance_scale,
         seed=spec.seed,
