@@ -47,14 +47,24 @@ class Assembler:
         self._growing = _GrowingPicture(canvas, picture, self.panels.region)
         self._gate = _RowGate()
         self._error: BaseException | None = None
-        self._thread = threading.Thread(target=self._run, name="wsigen-assemble")
+        self._thread = threading.Thread(target=self._run, name="wsigen-assemble", daemon=True)
         self._thread.start()
 
     def painted(self, rows: int, ended: Task | None) -> None:
-        """Tell that ``rows`` rows of the slide are finished from the top, and which task has ended."""
+        """Tell that ``rows`` rows of the slide are finished from the top, and which task has ended.
+
+        Raises what went wrong with the file meanwhile, such as SlideError for a full disk.
+        """
+        if self._error is not None:
+            raise self._error
         self._gate.open(rows)
         if ended is not None:
             self._growing.show(ended)
+
+    def ended(self) -> bool:
+        """Tell that all is painted; whether the file is written, or will never be."""
+        self._gate.open(self.panels.region.height)
+        return not self._thread.is_alive()
 
     def finish(self, on_rows: Callable[[int], None]) -> None:
         """Tell that all is painted, and wait for the file; raises what went wrong. Can be interrupted."""
@@ -119,11 +129,12 @@ class _RowGate:
             self._changed.notify_all()
 
     def wait_for(self, rows: int) -> None:
-        """Wait; raises InterruptedError once the gate is closed."""
+        """Wait; raises InterruptedError once the gate is closed, or nobody is left to open it."""
         with self._changed:
-            self._changed.wait_for(lambda: self._closed or self._rows >= rows)
-            if self._closed:
-                raise InterruptedError("the slide is not finished")
+            while self._rows < rows:
+                if self._closed or not threading.main_thread().is_alive():
+                    raise InterruptedError("the slide is not finished")
+                self._changed.wait(1.0)
 
 
 class _GrowingPicture:

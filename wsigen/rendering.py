@@ -82,6 +82,23 @@ class RenderPlan:
         """Blocks of the canvas: single windows where only a part is painted, so that nothing else is."""
         return BlockGrid(self.grid, 1) if self.rect else plan_blocks(self.grid, self.spec, self.workers)
 
+    @property
+    def metadata(self) -> SlideMetadata:
+        """What the slide says about itself."""
+        spec = self.spec
+        provenance = {
+            "version": __version__,
+            "model": f"{self.config.name} v{self.config.version}",
+            "model_sha256": self.model_sha256,
+            "seed": str(spec.seed),
+            "style": spec.style.name,
+            "steps": str(spec.num_inference_steps),
+            "mask_sha256": self.summary.sha256,
+        }
+        if self.rect:
+            provenance["rect"] = " ".join(map(str, self.rect))
+        return SlideMetadata(spec.mpp, self.config.objective_power, provenance)
+
     @cached_property
     def projection(self) -> Projection:
         """What the render will need."""
@@ -276,7 +293,7 @@ def render(
     plan = plan_render(mask, out, RenderSettings(**settings))
     on_plan(plan)
     with ExitStack() as stack:
-        slide = stack.enter_context(_Slide(plan, overwrite, resume, keep_canvas, on_paint, on_rows, started))
+        slide = stack.enter_context(SlideInWork(plan, overwrite, resume, keep_canvas, on_paint, on_rows, started))
         if not slide.run.finished:
             engine = Engine(stack.enter_context(open_painters(plan.spec.device, plan.workers, plan.scheduler)))
             engine.add(slide.run)
@@ -287,7 +304,7 @@ def render(
         return slide.finish()
 
 
-class _Slide:
+class SlideInWork:
     """One slide on its way: its canvas is being painted and its file written. As a context it leaves no half file."""
 
     def __init__(
@@ -302,6 +319,7 @@ class _Slide:
     ) -> None:
         self.plan, self.keep_canvas, self.on_paint, self.on_rows = plan, keep_canvas, on_paint, on_rows
         self.started = started or time.monotonic()
+        self.assembler: Assembler | None = None
         check_canvas_folder(plan)
         refuse_what_does_not_fit(plan.projection, plan.spec, plan.canvas, plan.out, plan.workers)
         _make_way(plan, overwrite, resume)
@@ -311,19 +329,36 @@ class _Slide:
         self.canvas = Canvas.resume(plan.canvas, plan.layout, _run_record(plan))
         region, occupied = plan.rect, plan.occupied
         self.run = Run(self.canvas, plan.spec, region=region, occupied=occupied, on_progress=self._on_progress)
+
+    def __enter__(self) -> SlideInWork:
+        self.start()
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.stop()
+
+    def start(self) -> None:
+        """Begin to write the file."""
+        plan = self.plan
+        glass_rgb = plan.spec.style.glass_rgb
         self.assembler = Assembler(
-            self.canvas, plan.out, plan.picture, _metadata(plan), plan.spec.style.glass_rgb, plan.jpeg_quality, region
+            self.canvas, plan.out, plan.picture, plan.metadata, glass_rgb, plan.jpeg_quality, plan.rect
         )
         if self.run.finished:
             self.run.report(None)
 
-    def __enter__(self) -> _Slide:
-        return self
+    def stop(self) -> None:
+        """Give up what is not finished: the canvas stays, half a file does not."""
+        if self.assembler is not None:
+            self.assembler.stop()
 
-    def __exit__(self, *exc_info: object) -> None:
-        self.assembler.stop()
+    def encoded(self) -> bool:
+        """Whether `finish` would not wait. To be asked once all is painted."""
+        assert self.assembler is not None
+        return self.assembler.ended()
 
     def _on_progress(self, progress: Progress) -> None:
+        assert self.assembler is not None
         self.assembler.painted(progress.rows_done, progress.ended)
         self.on_paint(progress)
         if self.assembler.rows_encoded:
@@ -331,6 +366,7 @@ class _Slide:
 
     def finish(self) -> RenderResult:
         """Wait for the file, write the record, remove the canvas."""
+        assert self.assembler is not None
         painted = time.monotonic()
         self.assembler.finish(self.on_rows)
         ended, plan, progress = time.monotonic(), self.plan, self.run.progress
@@ -396,22 +432,6 @@ def _write_resampled(plan: RenderPlan) -> None:
             tissue=scaled.has_tissue,
             overwrite=True,
         )
-
-
-def _metadata(plan: RenderPlan) -> SlideMetadata:
-    spec = plan.spec
-    provenance = {
-        "version": __version__,
-        "model": f"{plan.config.name} v{plan.config.version}",
-        "model_sha256": plan.model_sha256,
-        "seed": str(spec.seed),
-        "style": spec.style.name,
-        "steps": str(spec.num_inference_steps),
-        "mask_sha256": plan.summary.sha256,
-    }
-    if plan.rect:
-        provenance["rect"] = " ".join(map(str, plan.rect))
-    return SlideMetadata(spec.mpp, plan.config.objective_power, provenance)
 
 
 def _run_record(plan: RenderPlan) -> dict[str, Any]:

@@ -31,9 +31,10 @@ class Occupancy:
         return sums
 
     def touched(self, columns: np.ndarray, rows: np.ndarray) -> np.ndarray:
-        """Whether rectangles hold an occupied cell: each [start, stop) of ``columns`` (m, 2) with each of ``rows`` (n, 2).
+        """Whether rectangles hold an occupied cell: each span of ``columns`` (m, 2) by each of ``rows`` (n, 2).
 
-        In pixels; what lies outside the mask is seen reflected, up to one size of the mask away. Returns bool (n, m).
+        Spans are [start, stop) in pixels; what lies outside the mask is seen reflected, up to one size of the mask
+        away. Returns bool (n, m).
         """
         left, right = _cells(columns, self.width)
         top, bottom = _cells(rows, self.height)

@@ -48,6 +48,12 @@ class TileJpeg:
             pixels = np.pad(pixels, ((0, TILE - h), (0, TILE - w), (0, 0)), mode="edge")
         return _split(self._whole(np.ascontiguousarray(pixels)))[1]
 
+    def decode(self, tile: bytes) -> np.ndarray:
+        """Decode a tile: (TILE, TILE, 3) uint8."""
+        kind = "YCBCR" if self.subsampled else "RGB"
+        pixels = imagecodecs.jpeg8_decode(tile, tables=self.tables, colorspace=kind, outcolorspace="RGB")
+        return np.asarray(pixels)
+
     def _whole(self, pixels: np.ndarray) -> bytes:
         jpeg = imagecodecs.jpeg8_encode(
             pixels,

@@ -192,7 +192,7 @@ class Engine:
             self._submit(*heapq.heappop(self._ready))
         for future in self._wait():
             self._collect(future)
-        for run in {waits.run for waits, _ in self._running.values()} if self.painters.live else ():
+        for run in {waits.run for waits, _ in self._running.values()}:
             run.report(None, self.painters)
         self.painters.check()
 

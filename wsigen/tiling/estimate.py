@@ -147,10 +147,11 @@ def refuse_what_does_not_fit(projection: Projection, spec: PaintSpec, canvas: Pa
 
 def _refuse_device(projection: Projection, spec: PaintSpec) -> None:
     free, total = torch.cuda.mem_get_info()
+    mend = _smaller_batch(spec, free / projection.device_bytes)
     if projection.device_bytes > free:
         raise SettingsError(
             f"--batch-size {spec.batch_size} needs about {gigabytes(projection.device_bytes)} on the GPU, "
-            f"{gigabytes(free)} of {gigabytes(total)} are free; try {_smaller_batch(spec, free / projection.device_bytes)}"
+            f"{gigabytes(free)} of {gigabytes(total)} are free; try {mend}"
         )
 
 

@@ -139,11 +139,13 @@ class Painter:
         )
         tensors = [torch.from_numpy(array) for array in arrays]
         if self._copies_in is None:
-            return Prepared(len(jobs), *(tensor.to(self.device) for tensor in tensors))
+            conditions, context, known, corners = (tensor.to(self.device) for tensor in tensors)
+            return Prepared(len(jobs), conditions, context, known, corners)
         # Page-locked memory and a stream of its own: the copy runs beside the batch that is being painted.
         with torch.cuda.stream(self._copies_in):
-            there = [tensor.pin_memory().to(self.device, non_blocking=True) for tensor in tensors]
-            return Prepared(len(jobs), *there, ready=self._copies_in.record_event())
+            there = (tensor.pin_memory().to(self.device, non_blocking=True) for tensor in tensors)
+            conditions, context, known, corners = there
+            return Prepared(len(jobs), conditions, context, known, corners, self._copies_in.record_event())
 
     @torch.inference_mode()
     def launch(self, batch: Prepared, stop: Callable[[], bool] = lambda: False) -> Launched:
