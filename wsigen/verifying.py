@@ -1,7 +1,6 @@
 """Proof that a slide is what its record says: some of its windows are painted again and compared.
 
-JPEG changes pixels, so each window's tiles are encoded again with the slide's quality, and the slide may differ from
-the painted pixels no more than that copy does, but for a small margin (decoders round differently).
+JPEG changes pixels, so the painted ones are encoded with the slide's quality too; what then differs is rounding.
 """
 
 from __future__ import annotations
@@ -20,21 +19,20 @@ from wsigen.rendering import check_record, plan_render, settings_of_record
 from wsigen.slides.tiled_tiff import TILE, TileJpeg
 from wsigen.tiling.grid import Rectangle, Window
 
-MARGIN = 0.5  # of 255, on the mean absolute difference
+TOLERANCE = 2.0  # of 255, on the mean absolute difference of a tile; decoders round differently, by less than 1
 
 
 @dataclass(frozen=True)
 class WindowCheck:
-    """A window that was painted again: mean absolute differences (of 255) of the slide, and of an honest JPEG."""
+    """A window that was painted again, and the mean absolute difference of the slide's tile there, of 255."""
 
     window: Window
     difference: float
-    expected: float
 
     @property
     def equal(self) -> bool:
         """Whether the slide holds the window's pixels, as far as JPEG lets one tell."""
-        return self.difference <= self.expected + MARGIN
+        return self.difference <= TOLERANCE
 
 
 def verify(
@@ -97,8 +95,4 @@ def _check(
     painted = generated.pixels(0, origin[0] + x, origin[1] + y, w, h)
     stored = np.asarray(slide.read_region((x, y), 0, (w, h)).convert("RGB"))
     copy = jpeg.decode(jpeg.encode(painted))[:h, :w]
-    return WindowCheck(window, _difference(stored, painted), _difference(copy, painted))
-
-
-def _difference(a: np.ndarray, b: np.ndarray) -> float:
-    return float(np.abs(a.astype(np.int16) - b.astype(np.int16)).mean())
+    return WindowCheck(window, float(np.abs(stored.astype(np.int16) - copy.astype(np.int16)).mean()))

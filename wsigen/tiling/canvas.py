@@ -129,6 +129,7 @@ class Canvas:
         width, height = self.layout.chunk_size(colour)
         if pixels.shape != (height, width, 3) or pixels.dtype != np.uint8:
             raise ValueError(f"chunk {colour} is uint8 {(height, width, 3)}, not {pixels.dtype} {pixels.shape}")
+        self._require_store()  # Zarr would make the folders anew
         try:
             self._array(colour)[self._selection(block, colour)] = pixels
         except OSError as error:
@@ -136,6 +137,7 @@ class Canvas:
 
     def write_blank(self, chunks: Iterable[Chunk], rgb: Sequence[int]) -> None:
         """Write chunks of one colour, clear glass; each costs a small file and no encoding."""
+        self._require_store()
         try:
             for block, colour in chunks:
                 file = self._file(block, colour)
@@ -149,6 +151,10 @@ class Canvas:
     def is_blank(self, region: Rectangle, rgb: Sequence[int]) -> bool:
         """Whether all chunks that hold pixels of a region were written by `write_blank` in this colour."""
         return all(self._holds_blank(*chunk, tuple(rgb)) for chunk in self._pieces(*region, STAGES))
+
+    def _require_store(self) -> None:
+        if not (self.path / RUN_FILE).is_file():
+            raise StoreError(f"{self.path}: the canvas has vanished; render again")
 
     def _holds_blank(self, block: Block, colour: Colour, rgb: tuple[int, ...]) -> bool:
         file, blank = self._file(block, colour), self._blank_bytes(colour, rgb)
@@ -225,6 +231,7 @@ class Canvas:
                 raise
             return None
         if chunk is None and require:
+            self._require_store()
             raise StoreError(f"{self._file(block, colour)}: missing, though it should be painted; render again")
         if chunk is not None:
             self._cache.put((block, colour), chunk)

@@ -15,6 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 from typing import Any, Protocol, cast
 
+import dask
 import torch
 from distributed import Client, Nanny, Scheduler, SpecCluster, Worker, WorkerPlugin, get_worker
 
@@ -28,6 +29,7 @@ from wsigen.tiling.workshop import Job, Workshop
 TASKS_PER_PROCESS = 3  # one reads, one paints, one writes
 RETRIES = 3  # of a task whose worker died or whose file system failed
 CONNECT_SECONDS = 20
+QUIET = {"DASK_LOGGING__DISTRIBUTED": "critical"}  # what goes wrong in a worker is told by the one line of its error
 
 
 class Painters(Protocol):
@@ -253,6 +255,7 @@ def local_cluster(device: str, workers: int, threads: int) -> Iterator[SpecClust
                 "nthreads": threads,
                 "memory_limit": 0,
                 "env": {"CUDA_VISIBLE_DEVICES": gpus[index]} if gpus else {},
+                "preload": ["wsigen.tiling.worker_start"],
             },
         }
         for index in range(workers)
@@ -261,7 +264,10 @@ def local_cluster(device: str, workers: int, threads: int) -> Iterator[SpecClust
         "cls": Scheduler,
         "options": {"host": "127.0.0.1", "port": 0, "dashboard": False, "dashboard_address": "127.0.0.1:0"},
     }
-    with SpecCluster(workers=nannies, scheduler=scheduler, silence_logs=logging.ERROR) as cluster:
+    with (
+        dask.config.set({"distributed.nanny.pre-spawn-environ": QUIET}),
+        SpecCluster(workers=nannies, scheduler=scheduler, silence_logs=logging.ERROR) as cluster,
+    ):
         yield cluster
 
 
