@@ -17,6 +17,7 @@ import numpy as np
 from wsigen.tiling.painter import Launched, Painter, Prepared, WindowJob
 
 AHEAD = 2  # batches on a GPU: one that runs and one that waits
+LEAST_ROOM = 32
 Painted = tuple[np.ndarray, float]  # pixels (W, W, 3) uint8, and the window's share of the device's seconds
 Load = Callable[[], WindowJob | None]
 
@@ -45,6 +46,9 @@ class Batcher:
         self._waiting: deque[tuple[WindowJob, Future]] = deque()
         self._loading = 0
         self._queued = threading.BoundedSemaphore(AHEAD)
+        # Windows that are read and not yet painted: two batches for each that can be under way. More would take memory
+        # and gain nothing; fewer than a batch and the threads that read would wait for one that never fills.
+        self._room = threading.Semaphore(max(2 * painter.batch_size * (crew.lanes + AHEAD), LEAST_ROOM))
         self._on_gpu = painter.device.type == "cuda"
 
     def submit(self, loads: list[Load]) -> list[Future[Painted | None]]:
@@ -61,6 +65,8 @@ class Batcher:
 
     def _load(self, load: Load, future: Future) -> None:
         job = None
+        self._room.acquire()
+        future.add_done_callback(lambda _: self._room.release())
         try:
             job = load()
             if job is None:

@@ -30,7 +30,7 @@ from wsigen.tiling.grid import COLOURS, STAGES, Block, BlockGrid, Colour, Rectan
 
 RUN_FILE = "run.json"
 FORMAT = "wsigen canvas 1"
-CACHE_BYTES = 256 << 20  # decoded chunks kept in memory; a task of default size touches about 90 MB of them
+CACHE_BYTES = 128 << 20  # decoded chunks kept in memory; a task of default size touches about 90 MB of them
 PANEL_CACHE_BYTES = 64 << 20
 PANEL_MULTIPLE = 512  # two tiles of 256 px, so that a panel holds whole tiles of levels 0 and 1
 LARGEST_PANEL = 8192

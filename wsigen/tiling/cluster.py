@@ -219,6 +219,8 @@ _ERRORS = {kind.__name__: kind for kind in WsigenError.__subclasses__()}
 
 @contextmanager
 def _connect(address: str) -> Iterator[Client]:
+    # What goes wrong between client and scheduler ends in one line of ours; Dask would add a traceback for each retry.
+    logging.getLogger("distributed").setLevel(logging.CRITICAL)
     try:
         client = Client(address, set_as_default=False, timeout=CONNECT_SECONDS)
     except (OSError, ValueError, TypeError) as error:
