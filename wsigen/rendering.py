@@ -23,7 +23,6 @@ import numpy as np
 from wsigen import __version__
 from wsigen.assembling import Assembler
 from wsigen.config import RenderSettings
-from wsigen.devices import DeviceChoice, choose_device
 from wsigen.errors import SettingsError
 from wsigen.masks.slide_mask import MaskSource, MaskWindow, SlideMask, resampled_to, write_slide_mask
 from wsigen.masks.summary import MaskSummary
@@ -33,7 +32,7 @@ from wsigen.models.registry import DEFAULT_MODEL, find_model
 from wsigen.models.stain import StainStyle, measure_style_file
 from wsigen.slides.metadata import SlideMetadata
 from wsigen.tiling.canvas import Canvas, write_json
-from wsigen.tiling.cluster import open_painters
+from wsigen.tiling.cluster import Machine, open_painters
 from wsigen.tiling.engine import Engine, Progress, Run, plan_blocks
 from wsigen.tiling.estimate import Projection, project, refuse_what_does_not_fit
 from wsigen.tiling.grid import BlockGrid, Rectangle, WindowGrid
@@ -52,7 +51,7 @@ class RenderPlan:
     mask_mpp: float | None  # as stored in the mask
     spec: PaintSpec
     grid: WindowGrid
-    device: DeviceChoice
+    machine: Machine
     workers: int
     jpeg_quality: int
     model_sha256: str
@@ -130,7 +129,8 @@ class RenderPlan:
         config, summary, spec = self.config, self.summary, self.spec
         model = (
             f"model {config.name} v{config.version} ({config.terms or config.licence or 'own weights'}), style "
-            f"{spec.style.name}, {spec.num_inference_steps} steps, seed {spec.seed}, on {self.device.description}"
+            f"{spec.style.name}, {spec.num_inference_steps} steps, seed {spec.seed}, on "
+            f"{self.machine.device.description}"
         )
         counts = ", ".join(f"{count:,} {name}" for name, count in zip(config.classes.names, summary.nuclei))
         stored = f"{self.mask_mpp:g} um/px" if self.mask_mpp else f"no scale stored: taken as {spec.mpp:g} um/px"
@@ -195,7 +195,8 @@ def plan_render(
     settings = settings or RenderSettings()
     folder = find_model(settings.model or DEFAULT_MODEL)
     config = ModelConfig.load(folder)
-    device = choose_device(settings.device, settings.dtype)
+    machine = _machine(settings)
+    device = machine.device
     batch_size = settings.batch_size
     facts = facts or MaskFacts.read(mask, config)
     spec = PaintSpec(
@@ -223,7 +224,7 @@ def plan_render(
         mask_mpp=facts.stored_mpp,
         spec=spec,
         grid=grid,
-        device=device,
+        machine=machine,
         workers=settings.default("workers"),
         jpeg_quality=settings.default("jpeg_quality"),
         model_sha256=weights_sha256(folder),
@@ -233,6 +234,13 @@ def plan_render(
         canvas_folder=Path(settings.canvas) if settings.canvas else None,
         rect=_rect(settings.rect, grid),
     )
+
+
+def _machine(settings: RenderSettings) -> Machine:
+    """What will paint: this machine, or the workers of a cluster."""
+    if settings.dask_scheduler is None:
+        return Machine.here(settings.device, settings.dtype)
+    return Machine.of_cluster(settings.dask_scheduler, settings.device, settings.dtype)
 
 
 def _rect(rect: tuple[int, int, int, int] | None, grid: WindowGrid) -> Rectangle | None:
@@ -435,10 +443,8 @@ def _write_resampled(plan: RenderPlan) -> None:
 
 
 def _run_record(plan: RenderPlan) -> dict[str, Any]:
-    from wsigen_kernels.dispatch import attention_choice, norm_choice
-
-    back_ends = {"attention": attention_choice().name, "norm": norm_choice().name}
-    return run_record(plan.spec, plan.summary.sha256, plan.model_sha256, {"back_ends": back_ends})
+    machine, extra = plan.machine, {"back_ends": plan.machine.back_ends}
+    return run_record(plan.spec, plan.summary.sha256, plan.model_sha256, extra, machine.environment)
 
 
 def _slide_record(plan: RenderPlan, timings: dict[str, float]) -> dict[str, Any]:

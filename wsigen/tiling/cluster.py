@@ -13,16 +13,18 @@ import uuid
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
 from typing import Any, Protocol, cast
 
 import dask
 import torch
 from distributed import Client, Nanny, Scheduler, SpecCluster, Worker, WorkerPlugin, get_worker
 
+from wsigen.devices import DeviceChoice, choose_device
 from wsigen.errors import ClusterError, SettingsError, WsigenError
 from wsigen.tiling.batches import Crew
 from wsigen.tiling.plan import Task
-from wsigen.tiling.spec import INTRA_OP_THREADS
+from wsigen.tiling.spec import INTRA_OP_THREADS, environment
 from wsigen.tiling.studio import LOADERS, TaskResult, fixed_threads, lanes_for, new_crew
 from wsigen.tiling.workshop import Job, Workshop
 
@@ -52,6 +54,44 @@ class Painters(Protocol):
         """Raise ClusterError if no task will ever end."""
 
 
+@dataclass(frozen=True)
+class Machine:
+    """What paints: the resolved device, what stands in a run's record about it, and the implementations it chose."""
+
+    device: DeviceChoice
+    environment: dict[str, str]
+    back_ends: dict[str, str]
+
+    @classmethod
+    def here(cls, device: str = "auto", dtype: str = "auto") -> Machine:
+        """This machine. Raises SettingsError for a device that it has not."""
+        from wsigen_kernels.dispatch import attention_choice, norm_choice
+
+        choice = choose_device(device, dtype)
+        back_ends = {"attention": attention_choice().name, "norm": norm_choice().name}
+        return cls(choice, environment(choice.device), back_ends)
+
+    @classmethod
+    def of_cluster(cls, scheduler: str | Client, device: str = "auto", dtype: str = "auto") -> Machine:
+        """The machine of a cluster's workers, which may have GPUs where this one has none; one of them is asked."""
+        with ExitStack() as stack:
+            client = scheduler if isinstance(scheduler, Client) else stack.enter_context(_connect(scheduler))
+            workers = list(client.nthreads())
+            if not workers:
+                raise ClusterError(f"{_address(client)}: the cluster has no workers; start some and try again")
+            answer = client.run(_machine_here, device, dtype, workers=workers[:1])[workers[0]]
+        if isinstance(answer, str):
+            raise SettingsError(f"worker {workers[0]}: {answer}")
+        return cast(Machine, answer)
+
+
+def _machine_here(device: str, dtype: str) -> Machine | str:
+    try:
+        return Machine.here(device, dtype)
+    except WsigenError as error:
+        return str(error)
+
+
 @contextmanager
 def open_painters(device: str, workers: int = 1, scheduler: str | Client | None = None) -> Iterator[Painters]:
     """Open a place to paint: a cluster by its address or client, ``workers`` processes here, or this process.
@@ -62,7 +102,7 @@ def open_painters(device: str, workers: int = 1, scheduler: str | Client | None 
         raise SettingsError(f"--workers {workers}: must be at least 1")
     with ExitStack() as stack:
         if scheduler is not None:
-            yield stack.enter_context(_DaskPainters.on_cluster(scheduler))
+            yield stack.enter_context(_DaskPainters.on_cluster(device, scheduler))
         elif workers == 1:
             yield stack.enter_context(_LocalPainters.open(device))
         else:
@@ -105,7 +145,10 @@ class _LocalPainters:
 
 
 class WorkshopPlugin(WorkerPlugin):
-    """Opens a Workshop on every worker of a cluster, also on those that come later or start again."""
+    """Opens a Workshop on every worker of a cluster, also on those that come later or start again.
+
+    ``lanes`` batches are painted at a time (None: as many as the worker has threads), ``loaders`` threads read ahead.
+    """
 
     def __init__(self, name: str, lanes: int | None, loaders: int | None) -> None:
         self.name, self.lanes, self.loaders = name, lanes, loaders
@@ -115,8 +158,7 @@ class WorkshopPlugin(WorkerPlugin):
         """Hire the threads; slides and models are opened when tasks name them."""
         torch.set_num_threads(INTRA_OP_THREADS)
         threads = worker.state.nthreads
-        on_gpu = torch.cuda.is_available()
-        crew = Crew(self.lanes or (1 if on_gpu else threads), self.loaders or max(LOADERS, threads))
+        crew = Crew(self.lanes or threads, self.loaders or max(LOADERS, threads))
         self.workshop = Workshop(crew, f"worker {worker.address}")
 
     def teardown(self, worker: Worker) -> None:
@@ -155,9 +197,7 @@ class _DaskPainters:
         threads = client.nthreads()
         # Some more than the threads that run tasks, so that a worker never waits for this process.
         self.capacity = sum(threads.values()) + 2 * len(threads)
-        on_gpu = torch.cuda.is_available()
-        lanes = [lanes_per_worker or (1 if on_gpu else count) for count in threads.values()]
-        self.lanes = sum(lanes)
+        self.lanes = sum(lanes_per_worker or count for count in threads.values())
 
     @classmethod
     @contextmanager
@@ -175,16 +215,17 @@ class _DaskPainters:
 
     @classmethod
     @contextmanager
-    def on_cluster(cls, scheduler: str | Client) -> Iterator[_DaskPainters]:
+    def on_cluster(cls, device: str, scheduler: str | Client) -> Iterator[_DaskPainters]:
         with ExitStack() as stack:
             client = scheduler if isinstance(scheduler, Client) else stack.enter_context(_connect(scheduler))
             if not client.nthreads():
                 raise ClusterError(f"{_address(client)}: the cluster has no workers; start some and try again")
-            plugin = WorkshopPlugin(f"wsigen-{uuid.uuid4().hex[:8]}", None, None)
+            lanes = 1 if torch.device(device).type == "cuda" else None
+            plugin = WorkshopPlugin(f"wsigen-{uuid.uuid4().hex[:8]}", lanes, None)
             with client.as_current():
                 client.register_plugin(plugin)
             try:
-                yield cls(client, plugin, None)
+                yield cls(client, plugin, lanes)
             finally:
                 # Frees the models on a cluster that lives on; a failure must not hide the error that ended the run.
                 with suppress(Exception):
