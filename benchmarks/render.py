@@ -104,7 +104,7 @@ def _one_run(mask: Path, out: Path, settings: dict[str, Any]) -> dict[str, Any]:
     assert watch.plan is not None
     seconds, spec = ended - watch.started, watch.plan.spec
     return {
-        "device": watch.plan.device.description,
+        "device": watch.plan.machine.device.description,
         "steps": spec.num_inference_steps,
         "batch_size": spec.batch_size,
         "workers": watch.plan.workers,

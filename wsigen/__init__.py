@@ -14,15 +14,31 @@ _PUBLIC = {
     "render": "wsigen.rendering",
     "RenderResult": "wsigen.rendering",
     "open_mask": "wsigen.rendering",
+    "render_many": "wsigen.series",
+    "open_generated": "wsigen.generated",
+    "verify": "wsigen.verifying",
     "NasdmModel": "wsigen.models.nasdm",
     "WsigenError": "wsigen.errors",
 }
-__all__ = ["NasdmModel", "RenderResult", "WsigenError", "__version__", "open_mask", "render"]
+__all__ = [
+    "NasdmModel",
+    "RenderResult",
+    "WsigenError",
+    "__version__",
+    "open_generated",
+    "open_mask",
+    "render",
+    "render_many",
+    "verify",
+]
 
 if TYPE_CHECKING:
     from wsigen.errors import WsigenError
+    from wsigen.generated import open_generated
     from wsigen.models.nasdm import NasdmModel
     from wsigen.rendering import RenderResult, open_mask, render
+    from wsigen.series import render_many
+    from wsigen.verifying import verify
 
 
 def __getattr__(name: str) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -17,6 +18,7 @@ from wsigen.errors import SettingsError, WsigenError
 
 if TYPE_CHECKING:
     from wsigen.rendering import RenderPlan, RenderResult
+    from wsigen.series import SlideEntry
     from wsigen.tiling.engine import Progress
 
 STOPPED = 130  # exit code after Ctrl-C, as shells have it
@@ -45,12 +47,18 @@ def main() -> None:
 
 
 @main.command()
-@click.argument("mask", type=PATH, required=False)
-@click.option("-o", "--out", type=PATH, help="Slide to write: .svs, .ome.tiff, .. [default: beside the mask]")
+@click.argument("masks", type=PATH, nargs=-1)
+@click.option(
+    "-o", "--out", type=PATH, help="Slide to write: .svs, .ome.tiff, ..; with many a folder. [default: beside the mask]"
+)
 @click.option("--from", "record", type=PATH, help="Paint the slide of this slide.json again.")
+@click.option("--plan", "only_plan", is_flag=True, help="Say what would be done and what it needs; touch nothing.")
 @click.option("--model", default="", help="Name of a shipped model, or folder of one.")
 @click.option("--style", help="Stain: a style's name (wsigen models), or a picture or slide to measure.")
+@click.option("--styles", help="Paint every mask in each of these styles: all, or names with commas.")
 @click.option("--seed", type=int, help="Same seed, same slide. [default: 0]")
+@click.option("--seeds", help="Paint every mask with each of these seeds: 0-9, or numbers with commas.")
+@click.option("--rect", type=int, nargs=4, metavar="X Y W H", help="Paint only this part: level-0 pixels.")
 @click.option("--steps", type=click.IntRange(1, 1000), help="Denoising steps. [default: the model's]")
 @click.option("--sampler", type=click.Choice(["ddpm", "ddim", "dpm++2m", "unipc"]), help="[default: the model's]")
 @click.option("--guidance-scale", type=float, help="Classifier-free guidance; 1 is off. [default: 1]")
@@ -62,50 +70,133 @@ def main() -> None:
 @click.option("--attention", type=click.Choice(["auto", "triton", "torch", "xformers"]), help="[default: auto]")
 @click.option("--norm", type=click.Choice(["auto", "triton", "torch"]), help="Kernels of all but attention. [auto]")
 @click.option("--workers", type=click.IntRange(1), help="Processes; one a GPU at most. [default: 1]")
+@click.option("--dask-scheduler", metavar="ADDRESS", help="Paint on a running Dask cluster: tcp://host:8786.")
+@click.option("--canvas", type=PATH, help="Folder for the store of painted pixels. [default: beside the slide]")
 @click.option("--jpeg-quality", type=click.IntRange(1, 100), help="[default: 87]")
 @click.option("--format", type=click.Choice(SLIDE_FORMATS), help="[default: by the name of the slide, else svs]")
 @click.option("--labels", type=click.Choice(LABEL_FORMATS), help="Write the nuclei beside the slide.")
 @click.option("--patient-id", default="", help="In DICOM. [default: from what painted the slide]")
 @click.option("--overwrite", is_flag=True, help="Replace an existing slide or unfinished render.")
-@click.option("--resume", is_flag=True, help="Continue an unfinished render.")
+@click.option("--resume", is_flag=True, help="Continue an unfinished render; with many, skip finished slides.")
 @click.option("--keep-canvas", is_flag=True, help="Keep the store of painted pixels.")
+@click.option("--timings", is_flag=True, help="Say in the end where the time went.")
 def render(
-    mask: Path | None,
+    masks: tuple[Path, ...],
     out: Path | None,
     record: Path | None,
-    overwrite: bool,
-    resume: bool,
-    keep_canvas: bool,
-    attention: str | None,
-    norm: str | None,
+    only_plan: bool,
+    styles: str | None,
+    seeds: str | None,
+    timings: bool,
     **options: Any,
 ) -> None:
-    """Paint the slide of MASK: an H&E slide with all levels that any slide viewer opens."""
-    _choose_back_ends(attention, norm)
+    """Paint the slides of MASKS: H&E slides with all levels that any slide viewer opens."""
+    _choose_back_ends(options.pop("attention"), options.pop("norm"))
+    if bool(masks) == (record is not None):
+        raise SettingsError("render: give a MASK, or --from slide.json, and not both")
+    if len(masks) > 1 or styles or seeds:
+        if timings:
+            raise SettingsError("--timings: for one slide; with many, manifest.csv has the seconds of each")
+        _render_many(masks, out, only_plan, styles, seeds, options)
+    else:
+        _render_one(masks[0] if masks else None, out, record, only_plan, timings, options)
+
+
+def _render_one(
+    mask: Path | None, out: Path | None, record: Path | None, only_plan: bool, timings: bool, options: dict[str, Any]
+) -> None:
     from wsigen.rendering import check_record, settings_of_record
     from wsigen.rendering import render as run
 
-    if (mask is None) == (record is None):
-        raise SettingsError("render: give a MASK, or --from slide.json, and not both")
+    acts = {name: options.pop(name) for name in ("overwrite", "resume", "keep_canvas")}
     if record is not None:
         mask, recorded = settings_of_record(record)
-        options = recorded | {name: options[name] for name in ("workers", "format", "labels", "patient_id")}
+        kept = ("workers", "dask_scheduler", "canvas", "format", "labels", "patient_id")
+        options = recorded | {name: options[name] for name in kept}
     assert mask is not None
+    if only_plan:
+        _show_plan(mask, out, options)
+        return
     with _display() as display:
         if record is not None:
             display.on_check = lambda plan: check_record(record, plan)
-        result = run(
-            mask,
+        reports: dict[str, Any] = {"on_plan": display.on_plan, "on_paint": display.on_paint, "on_rows": display.on_rows}
+        result = run(mask, out, **acts, **reports, **options)
+    _report(result)
+    if timings:
+        for name, value in result.timings.items():
+            click.echo(f"{name}: {value:.1%}" if name == "idle_share" else f"{name}: {value:.2f} s")
+
+
+def _show_plan(mask: Path, out: Path | None, options: dict[str, Any]) -> None:
+    """Print what a render would do and need; raises SettingsError if it does not fit."""
+    from wsigen.config import RenderSettings
+    from wsigen.rendering import plan_render
+    from wsigen.tiling.estimate import measured_seconds, refuse_what_does_not_fit
+
+    plan = plan_render(mask, out, RenderSettings(**options))
+    for line in plan.describe():
+        click.echo(line)
+    seconds = None if plan.scheduler else measured_seconds(plan.spec, plan.projection.batches, plan.workers)
+    for line in plan.projection.describe(seconds):
+        click.echo(line)
+    refuse_what_does_not_fit(plan.projection, plan.spec, plan.canvas, plan.out, plan.workers)
+    click.echo(f"fits; would write {plan.out}")
+
+
+def _render_many(
+    masks: tuple[Path, ...],
+    out: Path | None,
+    only_plan: bool,
+    styles: str | None,
+    seeds: str | None,
+    options: dict[str, Any],
+) -> None:
+    from wsigen.series import MANIFEST, render_many
+
+    if out is None:
+        raise SettingsError("render: many slides go to a folder; name it with -o")
+    if out.suffix.lower() == ".svs":
+        raise SettingsError(f"-o {out}: many slides go to a folder, not to one file")
+    one_seed, one_style = options.pop("seed"), options.pop("style")
+    if (seeds and one_seed is not None) or (styles and one_style):
+        raise SettingsError("render: give --seed or --seeds, --style or --styles, not both")
+    chosen_seeds = _numbers("--seeds", seeds) if seeds else [one_seed or 0]
+    chosen_styles = [part.strip() for part in styles.split(",")] if styles else [one_style] if one_style else []
+    rect = options.pop("rect")
+    if rect:
+        raise SettingsError("--rect: for one slide; leave it out with many")
+    if only_plan:
+        raise SettingsError("--plan: for one slide; a series needs as much for each, one after the other")
+    with _display() as display:
+        entries = render_many(
+            masks,
             out,
-            overwrite=overwrite,
-            resume=resume,
-            keep_canvas=keep_canvas,
-            on_plan=display.on_plan,
-            on_paint=display.on_paint,
-            on_rows=display.on_rows,
+            seeds=chosen_seeds,
+            styles=chosen_styles,
+            on_plan=display.on_plan_of_many,
+            on_slide=display.on_slide,
+            on_windows=display.on_windows,
             **options,
         )
-    _report(result)
+    done = sum(entry.status == "done" for entry in entries)
+    failed = [entry for entry in entries if entry.status == "failed"]
+    click.echo(f"wrote {done} of {len(entries)} slides to {out}; {out / MANIFEST} lists them")
+    for entry in failed:
+        click.echo(f"wsigen: {entry.slide}: {entry.error}", err=True)
+    if failed:
+        sys.exit(2)
+
+
+def _numbers(option: str, text: str) -> list[int]:
+    """Numbers from "0-9" or "1,5,7-8"."""
+    numbers: list[int] = []
+    for part in text.split(","):
+        first, dash, last = part.strip().partition("-")
+        if not first.isdigit() or (dash and not last.isdigit()) or (dash and int(last) < int(first)):
+            raise SettingsError(f"{option} {text}: give numbers and ranges, such as 0-9 or 1,5,7-8")
+        numbers += range(int(first), int(last or first) + 1)
+    return numbers
 
 
 def _choose_back_ends(attention: str | None, norm: str | None) -> None:
@@ -133,19 +224,22 @@ class _Display:
             console=self.console,
         )
         self.plan: RenderPlan | None = None
+        self.kept: Path | None = None  # what an interrupted run leaves
+        self.interrupted = False
         self.on_check = lambda plan: None
         self.painting: Any = None
         self.encoding: Any = None
 
     def on_plan(self, plan: RenderPlan) -> None:
         """Print what is about to happen."""
-        self.plan = plan
+        self.plan, self.kept = plan, plan.canvas
         for line in plan.describe():
             self.console.print(line, markup=False)
         self.on_check(plan)
 
     def on_paint(self, progress: Progress) -> None:
         """Move the bar of windows."""
+        self._raise_if_interrupted()
         if self.painting is None:
             self.painting = self.bars.add_task("painting", total=progress.total, speed="", completed=progress.resumed)
             self.bars.start()
@@ -155,28 +249,65 @@ class _Display:
 
     def on_rows(self, rows: int) -> None:
         """Move the bar of encoded rows."""
+        self._raise_if_interrupted()
         assert self.plan is not None
         if self.encoding is None:
-            self.encoding = self.bars.add_task("encoding", total=self.plan.grid.height, speed="rows")
+            self.encoding = self.bars.add_task("encoding", total=self.plan.height, speed="rows")
         self.bars.update(self.encoding, completed=rows)
+
+    def on_plan_of_many(self, plan: RenderPlan) -> None:
+        """Print which slide of a series begins."""
+        self.kept = plan.out.parent
+        self.console.print(f"{plan.out.name}: {plan.projection.painted:,} windows to paint", markup=False)
+
+    def on_slide(self, entry: SlideEntry, ended: int, total: int) -> None:
+        """Move the bar of slides."""
+        self._raise_if_interrupted()
+        self.console.print(f"{entry.slide}: {entry.status} {entry.error}".rstrip(), markup=False)
+        if self.encoding is None:
+            self.encoding = self.bars.add_task("slides", total=total, speed="")
+            self.bars.start()
+        self.bars.update(self.encoding, completed=ended)
+
+    def on_windows(self, windows: int) -> None:
+        """Count windows of a series."""
+        self._raise_if_interrupted()
+        if self.painting is None:
+            self.painting = self.bars.add_task("windows", total=None, speed="")
+            self.bars.start()
+        self.bars.update(self.painting, completed=windows)
+
+    def on_signal(self, _signal: int, _frame: object) -> None:
+        """Ctrl-C. The exception is lost where Python runs a destructor or a callback from C, so it is noted too."""
+        self.interrupted = True
+        raise KeyboardInterrupt
+
+    def _raise_if_interrupted(self) -> None:
+        if self.interrupted:
+            raise KeyboardInterrupt
 
 
 @contextmanager
 def _display() -> Iterator[_Display]:
     """Show progress; on Ctrl-C say what is kept and how to go on."""
     display = _Display()
+    before = signal.getsignal(signal.SIGINT)
+    if before is signal.default_int_handler:  # not where the shell told the process to ignore it
+        signal.signal(signal.SIGINT, display.on_signal)
     try:
         yield display
+        display._raise_if_interrupted()
     except KeyboardInterrupt:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second Ctrl-C must not cut the last words off
         display.bars.stop()
-        plan = display.plan
-        if plan is not None and plan.canvas.exists():
-            click.echo(f"stopped; what is painted is kept in {plan.canvas}: the same command with --resume goes on")
+        if display.kept is not None and display.kept.exists():
+            click.echo(f"stopped; what is painted is kept in {display.kept}: the same command with --resume goes on")
         else:
             click.echo("stopped; nothing was written")
         sys.exit(STOPPED)
     finally:
         display.bars.stop()
+        signal.signal(signal.SIGINT, before)
 
 
 def _report(result: RenderResult) -> None:
@@ -229,6 +360,30 @@ def export(slide: Path, out: Path, kind: str | None, jpeg_quality: int, patient_
             patient_id,
         )
     click.echo(f"wrote {out}: {facts.width:,} x {facts.height:,} px, {_number(facts.mpp, 'um/px')}")
+
+
+@main.command()
+@click.argument("slide", type=PATH)
+@click.option("--mask", required=True, type=PATH, help="Mask that the slide was painted from.")
+@click.option("--record", type=PATH, help="Record of the slide. [default: the .json beside it]")
+@click.option("--model", help="Folder of the model, where it is not where the record says.")
+@click.option("--windows", default=20, show_default=True, type=click.IntRange(1), help="Windows to paint again.")
+@click.option("--seed", default=0, show_default=True, help="Chooses the windows.")
+def verify(slide: Path, mask: Path, record: Path | None, model: str | None, windows: int, seed: int) -> None:
+    """Prove that SLIDE holds what its record says: paint random windows again and compare."""
+    from wsigen.verifying import verify as run
+
+    settings = {"model": model} if model else {}
+    checks = run(slide, mask, record=record, windows=windows, seed=seed, **settings)
+    wrong = [check for check in checks if not check.equal]
+    for check in wrong:
+        i, j = check.window
+        click.echo(f"window ({i}, {j}): differs by {check.difference:.2f} of 255 on average")
+    if wrong:
+        click.echo(f"wsigen: {slide}: {len(wrong)} of {len(checks)} windows are not what the record paints", err=True)
+        sys.exit(1)
+    worst = max(check.difference for check in checks)
+    click.echo(f"{slide}: {len(checks)} windows painted again, all equal up to JPEG (at most {worst:.2f} of 255)")
 
 
 def _number(value: float | None, unit: str) -> str:

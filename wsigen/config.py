@@ -6,6 +6,7 @@ import tomllib
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -34,6 +35,9 @@ class RenderSettings:
     device: str = "auto"
     dtype: str = "auto"
     workers: int | None = None
+    dask_scheduler: Any = None  # address of a running Dask cluster, or its distributed.Client
+    canvas: str | Path | None = None  # folder of the store of painted pixels; None: beside the slide
+    rect: tuple[int, int, int, int] | None = None  # x, y, width, height at level 0: paint only that
     jpeg_quality: int | None = None
     format: str | None = None  # of the slide, see slides/formats.py; None: by the ending of its name, else svs
     labels: str | None = None  # format of the ground truth beside the slide, see masks/exporters; None: none

@@ -30,3 +30,7 @@ class SlideError(WsigenError):
 
 class DataError(WsigenError):
     """Training data that cannot be used."""
+
+
+class ClusterError(WsigenError):
+    """A Dask cluster that does not answer, has no workers, or went away."""

@@ -1,8 +1,9 @@
-"""From a slide mask to a slide: the function behind ``wsigen render``.
+"""From slide masks to slides: the functions behind ``wsigen render``.
 
 :func:`plan_render` reads and checks everything and touches nothing; :class:`RenderPlan` then says what would be done.
-:func:`render` does it: paints the canvas, keeps a picture of the whole slide beside it up to date, assembles the
-pyramid, and writes the record from which the same pixels can be painted again.
+:func:`render` does it: paints the canvas, encodes the pyramid and keeps a picture of the whole slide up to date
+meanwhile, and writes the record from which the same pixels can be painted again. :func:`render_many` does so for many
+slides on one set of workers.
 """
 
 from __future__ import annotations
@@ -11,13 +12,17 @@ import json
 import shutil
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from wsigen import __version__
+from wsigen.assembling import Assembler
 from wsigen.config import RenderSettings
-from wsigen.devices import DeviceChoice, choose_device
 from wsigen.errors import SettingsError
 from wsigen.masks.exporters import export_mask
 from wsigen.masks.slide_mask import MaskSource, MaskWindow, SlideMask, resampled_to, write_slide_mask
@@ -26,17 +31,16 @@ from wsigen.models.config import ModelConfig
 from wsigen.models.nasdm import weights_sha256
 from wsigen.models.registry import DEFAULT_MODEL, find_model
 from wsigen.models.stain import StainStyle, measure_style_file
-from wsigen.slides.formats import FORMATS, SlideFormat, check_target, format_of, write_slide
+from wsigen.slides.formats import FORMATS, SlideFormat, check_target, format_of
 from wsigen.slides.metadata import SlideMetadata
-from wsigen.slides.preview import Preview
-from wsigen.slides.svs import write_svs
-from wsigen.tiling.canvas import Canvas, canvas_rows, write_json
-from wsigen.tiling.engine import Progress, paint_canvas, plan_blocks
-from wsigen.tiling.grid import WindowGrid
+from wsigen.tiling.canvas import Canvas, write_json
+from wsigen.tiling.cluster import Machine, open_painters
+from wsigen.tiling.engine import Engine, Progress, Run, plan_blocks
+from wsigen.tiling.estimate import Projection, project, refuse_what_does_not_fit
+from wsigen.tiling.grid import BlockGrid, Rectangle, WindowGrid
 from wsigen.tiling.spec import PaintSpec, run_record
+from wsigen.tiling.survey import survey
 
-PREVIEW_SECONDS = 2.0  # between refreshes of the picture of the whole slide
-BAND_ROWS = 512
 # The record of a render is NAME.json, and a slide may be NAME.ome.zarr.
 LABEL_ENDINGS = {"geojson": ".geojson", "db": ".db", "coco": ".coco.json", "ome.zarr": ".labels.ome.zarr"}
 
@@ -52,11 +56,15 @@ class RenderPlan:
     mask_mpp: float | None  # as stored in the mask
     spec: PaintSpec
     grid: WindowGrid
-    device: DeviceChoice
+    machine: Machine
     workers: int
     jpeg_quality: int
     model_sha256: str
     resamples: bool
+    occupied: np.ndarray = field(compare=False)  # windows that may hold more than glass, bool (rows, columns)
+    scheduler: Any = None
+    canvas_folder: Path | None = None
+    rect: Rectangle | None = None  # the part that is painted; None: all of it
     format: SlideFormat = FORMATS["svs"]
     labels_format: str | None = None
     patient_id: str = ""
@@ -76,8 +84,51 @@ class RenderPlan:
 
     @property
     def canvas(self) -> Path:
-        """Folder of the canvas store, beside the slide."""
-        return self.out.with_name(self.out.name + ".canvas")
+        """Folder of the canvas store: beside the slide unless another one is chosen."""
+        return self.canvas_folder or self.out.with_name(self.out.name + ".canvas")
+
+    @property
+    def width(self) -> int:
+        """Width of the slide in pixels."""
+        return self.rect.width if self.rect else self.grid.width
+
+    @property
+    def height(self) -> int:
+        """Height of the slide in pixels."""
+        return self.rect.height if self.rect else self.grid.height
+
+    @cached_property
+    def layout(self) -> BlockGrid:
+        """Blocks of the canvas: single windows where only a part is painted, so that nothing else is."""
+        return BlockGrid(self.grid, 1) if self.rect else plan_blocks(self.grid, self.spec, self.workers)
+
+    @property
+    def metadata(self) -> SlideMetadata:
+        """What the slide says about itself."""
+        spec = self.spec
+        provenance = {
+            "version": __version__,
+            "model": f"{self.config.name} v{self.config.version}",
+            "model_sha256": self.model_sha256,
+            "seed": str(spec.seed),
+            "style": spec.style.name,
+            "steps": str(spec.num_inference_steps),
+            "mask_sha256": self.summary.sha256,
+        }
+        if self.rect:
+            provenance["rect"] = " ".join(map(str, self.rect))
+        return SlideMetadata(spec.mpp, self.config.objective_power, provenance)
+
+    @cached_property
+    def projection(self) -> Projection:
+        """What the render will need."""
+        needed = self.occupied
+        if self.rect:
+            needed = np.zeros_like(needed)
+            for i, j in self.grid.closure(self.rect):
+                needed[j, i] = self.occupied[j, i]
+        remote = self.scheduler is not None
+        return project(self.spec, self.config, self.layout, needed, self.workers, remote=remote)
 
     @property
     def picture(self) -> Path:
@@ -99,19 +150,22 @@ class RenderPlan:
         config, summary, spec = self.config, self.summary, self.spec
         model = (
             f"model {config.name} v{config.version} ({config.terms or config.licence or 'own weights'}), style "
-            f"{spec.style.name}, {spec.num_inference_steps} steps, seed {spec.seed}, on {self.device.description}"
+            f"{spec.style.name}, {spec.num_inference_steps} steps, seed {spec.seed}, on "
+            f"{self.machine.device.description}"
         )
         counts = ", ".join(f"{count:,} {name}" for name, count in zip(config.classes.names, summary.nuclei))
         stored = f"{self.mask_mpp:g} um/px" if self.mask_mpp else f"no scale stored: taken as {spec.mpp:g} um/px"
         mask = f"mask {self.mask.name}: {summary.width:,} x {summary.height:,} px, {stored}; nuclei: {counts}"
         if self.resamples:
             mask += f"; painted at {spec.mpp:g} um/px, {self.grid.width:,} x {self.grid.height:,} px"
+        if self.rect:
+            mask += f"; painted: {self.rect.width:,} x {self.rect.height:,} px at ({self.rect.x}, {self.rect.y})"
         return [model, mask] + ([f"note: {summary.hint}"] if summary.hint else [])
 
 
 @dataclass(frozen=True)
 class RenderResult:
-    """What a render wrote."""
+    """What a render wrote. ``timings``: seconds by stage, and the share of the painting that devices were idle."""
 
     slide: Path
     picture: Path
@@ -121,6 +175,7 @@ class RenderResult:
     windows: int
     painted: int
     seconds: float
+    timings: dict[str, float] = field(default_factory=dict)
 
 
 def open_mask(path: str | Path, class_count: int = 6) -> SlideMask:
@@ -128,26 +183,53 @@ def open_mask(path: str | Path, class_count: int = 6) -> SlideMask:
     return SlideMask.open(path, class_count)
 
 
-def plan_render(mask: str | Path, out: str | Path | None = None, settings: RenderSettings | None = None) -> RenderPlan:
-    """Resolve and check a render without writing anything. Raises a WsigenError that names what to mend."""
+@dataclass(frozen=True)
+class MaskFacts:
+    """What a render needs to know of a mask: read in one pass, the same for every seed and style."""
+
+    summary: MaskSummary
+    stored_mpp: float | None
+    mpp: float  # that the slide is painted at
+    width: int  # of the slide
+    height: int
+    halo_source: MaskSource = field(compare=False)  # closed: for its planes and sizes
+
+    @classmethod
+    def read(cls, mask: str | Path, config: ModelConfig) -> MaskFacts:
+        """Read a mask once, from end to end."""
+        with SlideMask.open(mask, len(config.classes)) as source:
+            target = _target_mpp(source.mpp, config.mpp)
+            scaled = resampled_to(source, target)
+            return cls(source.scan(), source.mpp, target, scaled.width, scaled.height, scaled)
+
+
+def plan_render(
+    mask: str | Path,
+    out: str | Path | None = None,
+    settings: RenderSettings | None = None,
+    facts: MaskFacts | None = None,
+) -> RenderPlan:
+    """Resolve and check a render without writing anything. Raises a WsigenError that names what to mend.
+
+    ``facts`` are of this mask, where they are known already.
+    """
     settings = settings or RenderSettings()
     folder = find_model(settings.model or DEFAULT_MODEL)
     config = ModelConfig.load(folder)
-    device = choose_device(settings.device, settings.dtype)
+    machine = _machine(settings)
+    device = machine.device
     batch_size = settings.batch_size
     path = _slide_path(mask, out, settings.format)
     if settings.labels is not None and settings.labels not in LABEL_ENDINGS:
         raise SettingsError(f"labels {settings.labels!r}: must be one of {', '.join(LABEL_ENDINGS)}")
-    with SlideMask.open(mask, len(config.classes)) as source:
-        summary = source.scan()
-        target = _target_mpp(source.mpp, config.mpp)
-        scaled = resampled_to(source, target)
-        width, height, mask_mpp = scaled.width, scaled.height, source.mpp
+    if settings.labels is not None and settings.rect is not None:
+        raise SettingsError("--labels: of whole slides; leave it out with --rect")
+    facts = facts or MaskFacts.read(mask, config)
     spec = PaintSpec(
         mask=str(Path(mask).resolve()),
         model=str(folder),
         style=_style(settings.style, config),
-        mpp=target,
+        mpp=facts.mpp,
         seed=settings.default("seed"),
         sampler=settings.sampler or config.sampler,
         num_inference_steps=settings.steps or config.num_inference_steps,
@@ -158,23 +240,47 @@ def plan_render(mask: str | Path, out: str | Path | None = None, settings: Rende
         device=device.device,
         dtype=device.dtype,
     )
+    grid = WindowGrid(facts.width, facts.height, spec.window, spec.overlap)
+    summary = facts.summary
     return RenderPlan(
         mask=Path(mask),
         out=path,
         config=config,
         summary=summary,
-        mask_mpp=mask_mpp,
+        mask_mpp=facts.stored_mpp,
         spec=spec,
-        grid=WindowGrid(width, height, spec.window, spec.overlap),
-        device=device,
+        grid=grid,
+        machine=machine,
         workers=settings.default("workers"),
         jpeg_quality=settings.default("jpeg_quality"),
         model_sha256=weights_sha256(folder),
-        resamples=(width, height) != (summary.width, summary.height),
+        resamples=(facts.width, facts.height) != (summary.width, summary.height),
+        occupied=survey(grid, facts.halo_source, summary, spec.mpp),
+        scheduler=settings.dask_scheduler,
+        canvas_folder=Path(settings.canvas) if settings.canvas else None,
+        rect=_rect(settings.rect, grid),
         format=format_of(path, settings.format),
         labels_format=settings.labels,
         patient_id=settings.patient_id,
     )
+
+
+def _machine(settings: RenderSettings) -> Machine:
+    """What will paint: this machine, or the workers of a cluster."""
+    if settings.dask_scheduler is None:
+        return Machine.here(settings.device, settings.dtype)
+    return Machine.of_cluster(settings.dask_scheduler, settings.device, settings.dtype)
+
+
+def _rect(rect: tuple[int, int, int, int] | None, grid: WindowGrid) -> Rectangle | None:
+    if rect is None:
+        return None
+    x, y, width, height = rect
+    if min(x, y) < 0 or min(width, height) < 1 or x + width > grid.width or y + height > grid.height:
+        raise SettingsError(
+            f"--rect {x} {y} {width} {height}: not inside the slide of {grid.width} x {grid.height} pixels"
+        )
+    return Rectangle(x, y, width, height)
 
 
 def _slide_path(mask: str | Path, out: str | Path | None, format: str | None) -> Path:
@@ -226,35 +332,125 @@ def render(
     started = time.monotonic()
     plan = plan_render(mask, out, RenderSettings(**settings))
     on_plan(plan)
-    _make_way(plan, overwrite, resume)
-    if plan.resamples:
-        _write_resampled(plan)
-    canvas = Canvas.resume(plan.canvas, plan_blocks(plan.grid, plan.spec, plan.workers), _run_record(plan))
-    watch = _PictureWatch(canvas, plan.picture, on_paint)
-    final = paint_canvas(canvas, plan.spec, workers=plan.workers, on_progress=watch)
-    watch.finish()
-    _assemble(plan, canvas, on_rows)
-    if plan.labels is not None:
-        export_mask(
-            plan.resampled_mask if plan.resamples else plan.mask,
-            plan.labels,
-            plan.config.classes,
-            plan.labels_format,
-            True,
+    with ExitStack() as stack:
+        slide = stack.enter_context(SlideInWork(plan, overwrite, resume, keep_canvas, on_paint, on_rows, started))
+        if not slide.run.finished:
+            engine = Engine(stack.enter_context(open_painters(plan.spec.device, plan.workers, plan.scheduler)))
+            engine.add(slide.run)
+            while not slide.run.finished:
+                engine.step()
+                if slide.run.error is not None:
+                    raise slide.run.error
+        return slide.finish()
+
+
+class SlideInWork:
+    """One slide on its way: its canvas is being painted and its file written. As a context it leaves no half file."""
+
+    def __init__(
+        self,
+        plan: RenderPlan,
+        overwrite: bool,
+        resume: bool,
+        keep_canvas: bool,
+        on_paint: Callable[[Progress], None] = lambda progress: None,
+        on_rows: Callable[[int], None] = lambda rows: None,
+        started: float | None = None,
+    ) -> None:
+        self.plan, self.keep_canvas, self.on_paint, self.on_rows = plan, keep_canvas, on_paint, on_rows
+        self.started = started or time.monotonic()
+        self.assembler: Assembler | None = None
+        check_canvas_folder(plan)
+        refuse_what_does_not_fit(plan.projection, plan.spec, plan.canvas, plan.out, plan.workers)
+        _make_way(plan, overwrite, resume)
+        if plan.resamples:
+            _write_resampled(plan)
+        self.planned = time.monotonic()
+        self.canvas = Canvas.resume(plan.canvas, plan.layout, _run_record(plan))
+        region, occupied = plan.rect, plan.occupied
+        self.run = Run(self.canvas, plan.spec, region=region, occupied=occupied, on_progress=self._on_progress)
+
+    def __enter__(self) -> SlideInWork:
+        self.start()
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.stop()
+
+    def start(self) -> None:
+        """Begin to write the file."""
+        plan = self.plan
+        glass_rgb = plan.spec.style.glass_rgb
+        self.assembler = Assembler(
+            self.canvas,
+            plan.out,
+            plan.picture,
+            plan.metadata,
+            glass_rgb,
+            plan.jpeg_quality,
+            plan.rect,
+            plan.format,
+            plan.patient_id,
         )
-    write_json(plan.record, _slide_record(plan))
-    if not keep_canvas:
-        canvas.remove()
-    return RenderResult(
-        plan.out,
-        plan.picture,
-        plan.record,
-        plan.grid.width,
-        plan.grid.height,
-        final.total,
-        final.painted,
-        time.monotonic() - started,
-    )
+        if self.run.finished:
+            self.run.report(None)
+
+    def stop(self) -> None:
+        """Give up what is not finished: the canvas stays, half a file does not."""
+        if self.assembler is not None:
+            self.assembler.stop()
+
+    def encoded(self) -> bool:
+        """Whether `finish` would not wait. To be asked once all is painted."""
+        assert self.assembler is not None
+        return self.assembler.ended()
+
+    def _on_progress(self, progress: Progress) -> None:
+        assert self.assembler is not None
+        self.assembler.painted(progress.rows_done, progress.ended)
+        self.on_paint(progress)
+        if self.assembler.rows_encoded:
+            self.on_rows(self.assembler.rows_encoded)
+
+    def finish(self) -> RenderResult:
+        """Wait for the file, write the record, remove the canvas."""
+        assert self.assembler is not None
+        painted = time.monotonic()
+        self.assembler.finish(self.on_rows)
+        ended, plan, progress = time.monotonic(), self.plan, self.run.progress
+        timings = {
+            "planning": self.planned - self.started,
+            "opening": painted - self.planned - progress.seconds,
+            "painting": progress.seconds,
+            "encoding": ended - painted,  # what painting did not hide
+            "device": progress.work.device,
+            "reading": progress.work.reading,
+            "writing": progress.work.writing,
+            "idle_share": 1 - progress.device_share,
+        }
+        if plan.labels is not None:
+            labelled = plan.resampled_mask if plan.resamples else plan.mask
+            export_mask(labelled, plan.labels, plan.config.classes, plan.labels_format, True)
+        write_json(plan.record, _slide_record(plan, timings))
+        if not self.keep_canvas:
+            self.canvas.remove()
+        return RenderResult(
+            plan.out,
+            plan.picture,
+            plan.record,
+            plan.width,
+            plan.height,
+            progress.total,
+            progress.painted,
+            time.monotonic() - self.started,
+            timings,
+        )
+
+
+def check_canvas_folder(plan: RenderPlan) -> None:
+    """Raise SettingsError if the folder that shall hold the canvas has no place to be."""
+    if not plan.canvas.parent.is_dir():
+        raise SettingsError(f"--canvas {plan.canvas}: the folder {plan.canvas.parent} does not exist; make it first")
 
 
 def _make_way(plan: RenderPlan, overwrite: bool, resume: bool) -> None:
@@ -293,92 +489,20 @@ def _write_resampled(plan: RenderPlan) -> None:
         )
 
 
-class _PictureWatch:
-    """Passes progress on, and refreshes the picture of the whole slide as blocks are finished."""
-
-    def __init__(self, canvas: Canvas, path: Path, on_paint: Callable[[Progress], None]) -> None:
-        self.canvas, self.path, self.on_paint = canvas, path, on_paint
-        self.preview = Preview(canvas.grid.width, canvas.grid.height)
-        self.written = 0.0
-        self.partial = False  # a resumed canvas holds pixels that no task will report
-
-    def __call__(self, progress: Progress) -> None:
-        if progress.resumed:
-            self.partial = True
-        if progress.region is not None and progress.stage is not None:
-            x, y, width, height = progress.region
-            rgb, known = self.canvas.read_region(x, y, width, height, stages_below=progress.stage + 1)
-            _, before = self.canvas.read_region(x, y, width, height, stages_below=progress.stage)
-            self.preview.add(x, y, rgb, known & ~before)
-            if time.monotonic() - self.written > PREVIEW_SECONDS:
-                self.preview.write(self.path)
-                self.written = time.monotonic()
-        self.on_paint(progress)
-
-    def finish(self) -> None:
-        """Write the picture of the finished slide."""
-        if self.partial:
-            self.preview = Preview(self.canvas.grid.width, self.canvas.grid.height)
-            rows = canvas_rows(self.canvas)
-            for y in range(0, self.canvas.grid.height, BAND_ROWS):
-                self.preview.add(0, y, rows(y, min(y + BAND_ROWS, self.canvas.grid.height)))
-        self.preview.write(self.path)
-
-
-def _assemble(plan: RenderPlan, canvas: Canvas, on_rows: Callable[[int], None]) -> None:
-    """Encode the pyramid."""
-    spec = plan.spec
-    provenance = {
-        "version": __version__,
-        "model": f"{plan.config.name} v{plan.config.version}",
-        "model_sha256": plan.model_sha256,
-        "seed": str(spec.seed),
-        "style": spec.style.name,
-        "steps": str(spec.num_inference_steps),
-        "mask_sha256": plan.summary.sha256,
-    }
-    metadata = SlideMetadata(spec.mpp, plan.config.objective_power, provenance)
-    if plan.format.name != "svs":
-        write_slide(
-            plan.out,
-            plan.grid.width,
-            plan.grid.height,
-            canvas_rows(canvas),
-            metadata,
-            plan.format,
-            plan.jpeg_quality,
-            on_rows,
-            overwrite=True,
-            patient_id=plan.patient_id,
-        )
-        return
-    write_svs(
-        plan.out,
-        plan.grid.width,
-        plan.grid.height,
-        canvas_rows(canvas),
-        metadata,
-        jpeg_quality=plan.jpeg_quality,
-        progress=on_rows,
-        overwrite=True,
-        band_rows=BAND_ROWS,
-    )
-
-
 def _run_record(plan: RenderPlan) -> dict[str, Any]:
-    from wsigen_kernels.dispatch import attention_choice, norm_choice
-
-    back_ends = {"attention": attention_choice().name, "norm": norm_choice().name}
-    return run_record(plan.spec, plan.summary.sha256, plan.model_sha256, {"back_ends": back_ends})
+    machine, extra = plan.machine, {"back_ends": plan.machine.back_ends}
+    return run_record(plan.spec, plan.summary.sha256, plan.model_sha256, extra, machine.environment)
 
 
-def _slide_record(plan: RenderPlan) -> dict[str, Any]:
+def _slide_record(plan: RenderPlan, timings: dict[str, float]) -> dict[str, Any]:
     """What ``wsigen render --from`` needs for the same pixels."""
     return {
         "format": "wsigen slide record 1",
         "mask": plan.spec.mask,
         "slide": str(plan.out.name),
         "jpeg_quality": plan.jpeg_quality,
+        "rect": plan.rect,
+        "timings": {name: round(value, 4) for name, value in timings.items()},
         "model_name": plan.config.name,
         "paint": asdict(plan.spec),
         "run": _run_record(plan),
@@ -399,6 +523,7 @@ def settings_of_record(path: str | Path) -> tuple[Path, dict[str, Any]]:
             "style": StainStyle.from_config(paint["style"]),
             "steps": paint["num_inference_steps"],
             "jpeg_quality": record["jpeg_quality"],
+            "rect": record.get("rect"),
         }
         return Path(record["mask"]), settings
     except (OSError, ValueError, KeyError, TypeError) as error:

@@ -9,8 +9,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from wsigen.errors import StoreError
-from wsigen.tiling.canvas import Canvas, canvas_rows
-from wsigen.tiling.grid import COLOURS, Block, BlockGrid, Colour, WindowGrid
+from wsigen.tiling.canvas import Canvas, CanvasPanels
+from wsigen.tiling.grid import COLOURS, Block, BlockGrid, Colour, Rectangle, WindowGrid
 
 RUN = {"seed": 1, "model": {"sha256": "ab"}, "style": (0.5, 0.25)}
 
@@ -51,9 +51,9 @@ def test_any_region_reads_back_what_was_painted(tmp_path_factory, width, height,
     assert np.array_equal(known, exists_y[:, None] & exists_x)
     expected = picture[np.maximum(rows, 0)][:, np.maximum(columns, 0)]
     assert np.array_equal(rgb, np.where(known[..., None], expected, 0))
-    bands = canvas_rows(canvas)
+    panels = CanvasPanels(canvas, (1, 2, 3))
     cuts = [0, *range(50, height, 50), height]
-    slide = np.concatenate([bands(a, b) for a, b in pairwise(cuts)])
+    slide = np.concatenate([panels(0, a, width, b - a) for a, b in pairwise(cuts)])
     assert np.array_equal(slide, picture[:height, :width])
 
 
@@ -98,11 +98,11 @@ def test_a_damaged_chunk_counts_as_not_done_and_is_never_context(tmp_path, damag
         fresh.read_region(0, 0, 64, 64, require=True)
 
 
-def test_rows_of_an_unfinished_canvas_are_refused(tmp_path):
+def test_panels_of_an_unfinished_canvas_are_refused(tmp_path):
     canvas = Canvas.create(tmp_path / "c", BlockGrid(WindowGrid(100, 100, 64, 16), 1), RUN)
     fill(canvas, plane(canvas.layout), colours=COLOURS[:3])
     with pytest.raises(StoreError, match="missing"):
-        canvas_rows(canvas)(0, 100)
+        CanvasPanels(canvas, (1, 2, 3))(0, 0, 100, 100)
 
 
 def test_resume_takes_the_same_run_and_keeps_its_block_size(tmp_path):
@@ -145,3 +145,28 @@ def test_remove_deletes_the_store(tmp_path):
     canvas = Canvas.create(tmp_path / "c", BlockGrid(WindowGrid(10, 10), 1), RUN)
     canvas.remove()
     assert not (tmp_path / "c").exists()
+
+
+def test_blank_chunks_are_ordinary_chunks_that_are_told_by_their_files(tmp_path):
+    canvas = Canvas.create(tmp_path / "c", BlockGrid(WindowGrid(300, 200, 64, 16), 2), RUN)
+    chunks = [(block, colour) for block in canvas.layout.blocks() for colour in COLOURS]
+    canvas.write_blank([chunk for chunk in chunks if canvas.layout.windows(*chunk)], (9, 8, 7))
+    again = Canvas.open(tmp_path / "c")
+    assert all(again.is_done(*chunk) for chunk in chunks)
+    rgb, known = again.read_region(0, 0, 300, 200)
+    assert known.all() and (rgb == (9, 8, 7)).all()
+    assert again.is_blank(Rectangle(0, 0, 300, 200), (9, 8, 7))
+    assert not again.is_blank(Rectangle(0, 0, 300, 200), (9, 8, 6))
+    panel = CanvasPanels(again, (9, 8, 7))(0, 0, 300, 200)
+    assert (panel == (9, 8, 7)).all() and panel.strides[:2] == (0, 0), "without memory"
+    width, height = canvas.layout.chunk_size(Colour(0, 0))
+    again.write(Block(0, 0), Colour(0, 0), np.full((height, width, 3), 5, np.uint8))
+    assert not again.is_blank(Rectangle(0, 0, 10, 10), (9, 8, 7))
+    assert again.is_blank(Rectangle(250, 150, 10, 10), (9, 8, 7))
+
+
+def test_a_panel_holds_whole_blocks_and_whole_tiles(tmp_path):
+    for number, (window, overlap, b) in enumerate([(256, 32, 8), (256, 32, 4), (64, 8, 8)]):
+        canvas = Canvas.create(tmp_path / str(number), BlockGrid(WindowGrid(900, 900, window, overlap), b), RUN)
+        side = CanvasPanels(canvas, (1, 2, 3)).side
+        assert side % 512 == 0 and side % canvas.layout.pixels == 0 and side <= 8192

@@ -12,14 +12,15 @@ import psutil
 import pytest
 import torch
 
-from wsigen.errors import ModelError, SettingsError, StoreError
-from wsigen.tiling import engine
-from wsigen.tiling.canvas import Canvas, canvas_rows
+from wsigen.errors import SettingsError, StoreError
+from wsigen.tiling.canvas import Canvas
+from wsigen.tiling.cluster import local_cluster
 from wsigen.tiling.engine import paint_canvas
 from wsigen.tiling.grid import Block, BlockGrid, Colour, Rectangle, WindowGrid
 from wsigen.tiling.plan import chunk_sources, make_plan
 from wsigen.tiling.spec import PaintSpec, run_record
-from wsigen.tiling.studio import Studio, fixed_threads, load_model
+from wsigen.tiling.studio import Studio, fixed_threads, load_model, new_crew
+from wsigen.tiling.workshop import Job, Workshop
 
 WIDTH, HEIGHT = 330, 260  # of the mask in conftest.py
 GRID = WindowGrid(WIDTH, HEIGHT, 64, 8)
@@ -30,7 +31,7 @@ def new_canvas(path, spec, b=2):
 
 
 def slide(canvas):
-    return canvas_rows(canvas)(0, HEIGHT)
+    return canvas.read_region(0, 0, WIDTH, HEIGHT, require=True)[0]
 
 
 @pytest.fixture(scope="module")
@@ -79,12 +80,14 @@ def test_pixels_do_not_depend_on_the_threads_that_torch_has(painted, spec, tmp_p
         assert np.array_equal(canvas.read_region(*region)[0], painted[1][120:160, 60:100])
 
 
-def test_progress_only_grows_and_rows_are_finished_from_the_top(painted_finely):
+def test_progress_only_grows_and_rows_are_finished_from_the_top(painted_finely, spec, tmp_path):
     _, seen = painted_finely
+    plan = make_plan(new_canvas(tmp_path / "c", spec, b=1))
     done, rows = [p.done for p in seen], [p.rows_done for p in seen]
     assert done == sorted(done) and done[-1] == seen[-1].total
     assert rows == sorted(rows) and rows[-1] == HEIGHT
-    assert any(0 < row < HEIGHT for row in rows)
+    last = {task.chunks[0][0].q: rank for rank, task in enumerate(plan.tasks)}
+    assert last[0] < last[1] and last[0] < last[2], "the first row is finished first"
 
 
 def test_pixels_do_not_depend_on_the_order_of_blocks(painted, spec, tmp_path):
@@ -93,12 +96,14 @@ def test_pixels_do_not_depend_on_the_order_of_blocks(painted, spec, tmp_path):
     rng = np.random.default_rng(0)
     shuffled = [tasks[i] for i in rng.permutation(len(tasks))]
     with fixed_threads():
-        studio = Studio.open(spec, canvas.path)
+        crew = new_crew("cpu")
+        studio = Studio.open(spec, canvas.path, crew)
         for task in sorted(shuffled, key=lambda task: task.stage):
             studio.run(task)
             if task.stage and rng.random() < 0.2:
                 studio.run(task)  # a task that is run twice does not see its own pixels
         studio.close()
+        crew.close()
     assert np.array_equal(slide(canvas), painted[1])
 
 
@@ -107,7 +112,7 @@ def test_two_workers_one_of_which_dies_paint_the_same_pixels(painted, spec, tmp_
     killed = []
 
     def kill_once(progress):
-        if progress.region and not killed:
+        if progress.ended and not killed:
             workers = [c for c in psutil.Process().children(True) if "spawn_main" in " ".join(c.cmdline())]
             workers[0].kill()
             killed.append(workers[0])
@@ -125,10 +130,10 @@ def test_a_running_cluster_is_used_and_takes_an_interrupted_run_up_again(painted
         if progress.done > 10:
             raise KeyboardInterrupt
 
-    with engine.local_cluster("cpu", 1, tasks_at_once=2) as cluster:
+    with local_cluster("cpu", 1, threads=2) as cluster:
         with pytest.raises(KeyboardInterrupt):
             paint_canvas(canvas, spec, scheduler=cluster.scheduler_address, on_progress=interrupt)
-        with pytest.raises(ModelError, match="no model"):
+        with pytest.raises(StoreError, match=r"cannot see .*nowhere"):
             paint_canvas(canvas, replace(spec, model="nowhere"), scheduler=cluster.scheduler_address)
         assert 0 < make_plan(canvas).resumed < make_plan(canvas).total
         paint_canvas(canvas, spec, scheduler=cluster.scheduler_address)
@@ -177,7 +182,7 @@ def test_a_damaged_chunk_is_painted_again_and_nothing_else(painted, painted_fine
     file.write_bytes(file.read_bytes()[:-100])
     again = Canvas.open(tmp_path / "c")
     (task,) = make_plan(again).tasks
-    assert (task.block, task.colours) == (Block(1, 1), (colour,))
+    assert task.chunks == ((Block(1, 1), colour),)
     paint_canvas(again, spec)
     assert np.array_equal(slide(again), painted[1])
 
@@ -244,16 +249,21 @@ def test_a_canvas_of_another_size_than_the_mask_is_refused(spec, tmp_path):
 
 def test_a_worker_that_would_paint_otherwise_is_refused(spec, tmp_path):
     canvas = new_canvas(tmp_path / "c", spec)
-    plugin = engine.StudioPlugin("w", spec, canvas.path, {"torch": "0.0"}, 1)
+    crew = new_crew("cpu")
+    workshop = Workshop(crew, "worker tcp://10.0.0.1:1")
+    job = Job.of(canvas, spec)
+    with (
+        pytest.raises(StoreError, match=r"10\.0\.0\.1.*use like machines"),
+        workshop.studio(replace(job, environment='{"torch": "0.0"}')),
+    ):
+        pass
+    elsewhere = replace(job, spec=replace(spec, mask="/elsewhere/mask.tif"))
+    with pytest.raises(StoreError, match=r"10\.0\.0\.1.*cannot see /elsewhere/mask\.tif"), workshop.studio(elsewhere):
+        pass
+    workshop.close()
 
-    class Named:
-        address = "tcp://10.0.0.1:1"
 
-    with pytest.raises(StoreError, match=r"10\.0\.0\.1.*use like machines"):
-        plugin.setup(Named())
-
-
-def test_windows_must_suit_the_model(spec):
+def test_windows_must_suit_the_model(spec, tmp_path):
     with pytest.raises(SettingsError, match="--workers 0"):
-        paint_canvas(None, spec, workers=0)
+        paint_canvas(new_canvas(tmp_path / "c", spec), spec, workers=0)
     assert load_model(spec).unet.size_multiple == 4

@@ -100,12 +100,11 @@ def test_every_sampler_paints_and_repeats_itself(spec, model, job_at, sampler, e
 
 def test_overlapping_windows_see_the_same_noise(painter, job_at):
     with torch.inference_mode():
-        contexts, known = np.zeros((2, W, W, 3), np.uint8), np.zeros((2, W, W), bool)
-        inputs = painter._inputs([job_at(0, 0), job_at(56, 24)], contexts, known)
+        corners = painter.prepare([job_at(0, 0), job_at(56, 24)]).corners
         for step in (0, 1):
-            left, right = painter._noise(inputs, step)[:2]
+            left, right = painter._noise(corners, W, step)[:2]
             assert torch.equal(left[:, 24:, 56:], right[:, : W - 24, :8])
-        assert not torch.equal(painter._noise(inputs, 0), painter._noise(inputs, 1))
+        assert not torch.equal(painter._noise(corners, W, 0), painter._noise(corners, W, 1))
 
 
 def test_a_window_of_glass_needs_no_model(painter, job_at):
@@ -118,7 +117,7 @@ def test_a_window_of_glass_needs_no_model(painter, job_at):
 
 def test_uint8_survives_the_round_trip():
     pixels = torch.arange(256, dtype=torch.uint8).reshape(1, 16, 16, 1).expand(1, 16, 16, 3)
-    assert np.array_equal(to_uint8(from_uint8(pixels)), pixels.numpy())
+    assert np.array_equal(to_uint8(from_uint8(pixels)).numpy(), pixels.numpy())
 
 
 def test_stopping_ends_a_batch(painter, job_at):

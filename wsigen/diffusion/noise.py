@@ -84,7 +84,7 @@ def coordinate_normals(
         return kernel(key, x0, y0, height, width, step & _WORD, stream & _WORD, normal_table(str(device)))
     x = (x0.to(device, torch.int64)[:, None, None] + torch.arange(width, device=device)) & _WORD
     y = (y0.to(device, torch.int64)[:, None, None] + torch.arange(height, device=device)[:, None]) & _WORD
-    step_word, stream_word = x.new_tensor(step & _WORD), x.new_tensor(stream & _WORD)
+    step_word, stream_word = (torch.full((), word & _WORD, dtype=torch.int64, device=device) for word in (step, stream))
     out = torch.empty(len(x0), 3, height, width, dtype=torch.float32, device=device)
     windows, rows = _chunk(height, width, device)
     for b in range(0, len(x0), windows):

@@ -11,8 +11,9 @@ import math
 import os
 import threading
 from abc import ABC, abstractmethod
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,8 @@ __all__ = ["MaskSource", "MaskWindow", "ResampledMask", "SlideMask", "resampled_
 
 CACHE_BYTES = 128 << 20
 BAND_BYTES = 32 << 20
+BANDS_AHEAD = 2  # decoders release the interpreter
+SLICE_BYTES = 4 << 20
 SAME_MPP_TOLERANCE = 0.05
 # A component of 1,000 µm² (36 µm across) is larger than any nucleus of the gut; a tissue mask is one such component.
 LARGEST_NUCLEUS_UM2 = 1000.0
@@ -109,8 +112,16 @@ class MaskSource(ABC):
     def bands(self) -> Iterator[MaskWindow]:
         """Bands of whole rows from top to bottom, as high as is cheap to read."""
         rows = self._band_rows()
-        for y in range(0, self.height, rows):
-            yield self._read_inside(0, y, self.width, min(rows, self.height - y))
+        # Bands are decoded as tall as their segments, and counted in slices: counting takes several times their memory.
+        sliced = max(1, SLICE_BYTES // (self.width * (1 + 4 * self.has_instances + self.has_tissue)))
+        reading: deque[Future[MaskWindow]] = deque()
+        with ThreadPoolExecutor(BANDS_AHEAD, "wsigen-bands") as pool:
+            for y in range(0, self.height, rows):
+                reading.append(pool.submit(self._read_inside, 0, y, self.width, min(rows, self.height - y)))
+                if len(reading) > BANDS_AHEAD:
+                    yield from _slices(reading.popleft().result(), sliced)
+            while reading:
+                yield from _slices(reading.popleft().result(), sliced)
 
     def _check_content(self, summary: MaskSummary) -> None:
         nuclei, tissue = sum(summary.class_pixels), summary.tissue_share or 0.0
@@ -270,6 +281,12 @@ class SlideMask(MaskSource):
                 f"{self.path}: the tissue plane holds {tissue[row, column]} at pixel ({x + column}, {y + row}); write "
                 "0 for glass, 1 for tissue, 255 for unknown"
             )
+
+
+def _slices(band: MaskWindow, rows: int) -> Iterator[MaskWindow]:
+    """The band in slices of so many rows; views, not copies."""
+    for top in range(0, band.shape[0], rows):
+        yield band.take(slice(top, top + rows), slice(None))
 
 
 class _SegmentCache:

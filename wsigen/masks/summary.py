@@ -7,13 +7,16 @@ depend on the height of the bands.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 
+from wsigen.masks.occupancy import Occupancy, OccupancyCount
 from wsigen.masks.window import TISSUE, UNKNOWN, MaskWindow
 
 
@@ -27,6 +30,7 @@ class MaskSummary:
     tissue_share: part of the pixels that is tissue, 0..1; None where the mask has no tissue plane.
     sha256: hash of size, plane names and pixels; not of the file's bytes, layout, compression or dtype.
     hint: one line about something that looks wrong without being an error; None where nothing does.
+    occupancy: where there is anything but glass, coarsely.
     """
 
     width: int
@@ -36,39 +40,37 @@ class MaskSummary:
     tissue_share: float | None
     sha256: str
     hint: str | None = None
+    occupancy: Occupancy | None = field(default=None, compare=False, repr=False)
 
 
 def summarise(bands: Iterable[MaskWindow], width: int, height: int, class_count: int) -> MaskSummary:
     """Sum up a mask given as bands of whole rows from top to bottom, all with the same planes."""
-    content = _ContentHash(width, height)
+    content, pixels, occupancy = _ContentHash(width, height), _PixelCount(class_count), OccupancyCount(width, height)
     instances, components = _InstanceCount(class_count), _ComponentCount(class_count)
-    class_pixels = np.zeros(class_count + 1, np.int64)
-    tissue_pixels: int | None = None
-    unknown_pixels = unnumbered = 0
     with_instances = False
-    for band in bands:
-        content.add(band)
-        marked = int(np.count_nonzero(band.classes))
-        if marked:
-            class_pixels += np.bincount(band.classes[band.classes > 0], minlength=class_count + 1)
-        if band.instances is not None:
-            with_instances = True
-            instances.add(band.classes, band.instances)
-            unnumbered += int(np.count_nonzero((band.classes > 0) & (band.instances == 0))) if marked else 0
-        else:
-            components.add(band.classes)
-        if band.tissue is not None:
-            tissue_pixels = (tissue_pixels or 0) + int(np.count_nonzero(band.tissue == TISSUE))
-            unknown_pixels += int(np.count_nonzero(band.tissue == UNKNOWN))
+    with ThreadPoolExecutor(8, "wsigen-scan") as pool:
+        counting: list = []
+        for band in bands:  # the next band is read while this one is counted
+            for job in counting:
+                job.result()
+            counting = [pool.submit(add, band) for add in (pixels.add, occupancy.add, *content.adders(band))]
+            if band.instances is not None:
+                with_instances = True
+                counting.append(pool.submit(instances.add, band.classes, band.instances))
+            else:
+                counting.append(pool.submit(components.add, band.classes))
+        for job in counting:
+            job.result()
     nuclei = instances.counts() if with_instances else components.counts()
     return MaskSummary(
         width,
         height,
         nuclei,
-        tuple(int(pixels) for pixels in class_pixels[1:]),
-        None if tissue_pixels is None else tissue_pixels / (width * height),
+        tuple(int(count) for count in pixels.of_class[1:]),
+        None if pixels.tissue is None else pixels.tissue / (width * height),
         content.hexdigest(),
-        _hint(nuclei, class_pixels, tissue_pixels, unknown_pixels, unnumbered),
+        _hint(nuclei, pixels.of_class, pixels.tissue, pixels.unknown, pixels.unnumbered),
+        occupancy.result(),
     )
 
 
@@ -86,6 +88,25 @@ def _hint(
     return None
 
 
+class _PixelCount:
+    """Counts pixels of each class, of tissue, of unknown tissue, and of nuclei without an id."""
+
+    def __init__(self, class_count: int) -> None:
+        self.of_class = np.zeros(class_count + 1, np.int64)
+        self.tissue: int | None = None
+        self.unknown = self.unnumbered = 0
+
+    def add(self, band: MaskWindow) -> None:
+        marked = bool(band.classes.any())
+        if marked:
+            self.of_class += np.bincount(band.classes[band.classes > 0], minlength=len(self.of_class))
+        if marked and band.instances is not None:
+            self.unnumbered += int(np.count_nonzero((band.classes > 0) & (band.instances == 0)))
+        if band.tissue is not None:
+            self.tissue = (self.tissue or 0) + int(np.count_nonzero(band.tissue == TISSUE))
+            self.unknown += int(np.count_nonzero(band.tissue == UNKNOWN))
+
+
 class _ContentHash:
     """Each plane is hashed in reading order by itself, so that the height of the bands does not matter."""
 
@@ -94,12 +115,16 @@ class _ContentHash:
         self._planes = {"class": hashlib.sha256(), "instance": hashlib.sha256(), "tissue": hashlib.sha256()}
         self._seen: set[str] = set()
 
-    def add(self, band: MaskWindow) -> None:
+    def adders(self, band: MaskWindow) -> list[Callable[[MaskWindow], None]]:
+        """One function for each plane of the band, which may run at the same time."""
+        present = {"class": band.classes, "instance": band.instances, "tissue": band.tissue}
+        return [partial(self._add, name) for name, pixels in present.items() if pixels is not None]
+
+    def _add(self, name: str, band: MaskWindow) -> None:
         planes = {"class": (band.classes, "u1"), "instance": (band.instances, "<u4"), "tissue": (band.tissue, "u1")}
-        for name, (pixels, dtype) in planes.items():
-            if pixels is not None:
-                self._seen.add(name)
-                self._planes[name].update(np.ascontiguousarray(pixels, dtype).data)
+        pixels, dtype = planes[name]
+        self._seen.add(name)
+        self._planes[name].update(np.ascontiguousarray(pixels, dtype).data)
 
     def hexdigest(self) -> str:
         parts = [self._header, *(f"{n} {p.hexdigest()}" for n, p in self._planes.items() if n in self._seen)]

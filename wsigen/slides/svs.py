@@ -1,18 +1,17 @@
 """Write a slide as an Aperio-style .svs: BigTIFF, JPEG, 256 px tiles, every level, label, macro and thumbnail.
 
-Rows are asked for from the top down, in the thread of the caller, and each once; libvips encodes all levels in one
-pass in another thread. Level k + 1 has half the size of level k, rounded down; its pixels are the means of 2 x 2
-pixels, halves rounded up. The last level fits in one tile (levels stop earlier where a side would be below 1 px).
-JPEG is libvips' own choice: below quality 90 YCbCr 4:2:0, from 90 on RGB with no subsampling. libvips fills what of
-the last tiles lies outside the slide with black, so the last block of 8 (4:2:0: 16) pixels at the right and lower edge
-is a little less exact where a level's size is no multiple of it. The bytes of the file follow from the pixels and the
-metadata alone: no time, no host, no file name in it.
+Pixels are asked for once, either as bands of rows in the thread of the caller (`write_svs`) or as panels that other
+threads read ahead (`write_svs_panels`, for large slides). All cores encode. Level k + 1 has half the size of level k,
+rounded down; its pixels are the means of 2 x 2 pixels, halves rounded up. The last level fits in one tile (levels stop
+earlier where a side would be below 1 px). Below quality 90 the JPEG is YCbCr 4:2:0, from 90 on RGB without subsampling.
+The bytes of the file follow from the pixels, the metadata and the size of the panels: no time, no host, no file name
+in it.
 """
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
+from contextlib import contextmanager, suppress
 
 import numpy as np
 import pyvips
@@ -20,13 +19,16 @@ import tifffile
 
 from wsigen.errors import SlideError
 from wsigen.slides.associated import add_associated_images
-from wsigen.slides.metadata import SlideMetadata, aperio_description, xmp_packet
+from wsigen.slides.metadata import SlideMetadata, aperio_description, aperio_header, xmp_packet
+from wsigen.slides.pyramid import CELL, PyramidEncoder, level_sizes, read_ahead
 from wsigen.slides.replacing import replacing
-from wsigen.slides.virtual_tiff import RowFeed, VirtualTiff
+from wsigen.slides.tiled_tiff import TILE, TiledTiff, TileJpeg
 
-TILE = 256
 MAX_SIDE = 10_000_000
+READERS = 3  # panels that are read at a time; three keep 16 encoding cores busy
 RowReader = Callable[[int, int], np.ndarray]
+PanelReader = Callable[[int, int, int, int], np.ndarray]
+Panels = Generator[tuple[int, int, np.ndarray], None, None]  # x, y, pixels
 
 
 def write_svs(
@@ -48,84 +50,122 @@ def write_svs(
     metadata: scale and provenance, see SlideMetadata.
     jpeg_quality: 1 to 100.
     progress(rows): called in this thread with the number of rows handed to the encoder.
-    band_rows: rows asked for at a time; about four bands are held in memory.
+    band_rows: rows asked for at a time; a few bands, and a few of CELL rows, are held in memory.
 
     Raises SlideError for a size or quality out of range, an existing target without `overwrite`, rows of another
     shape or type, a folder or disk that takes no file. What `read_rows` or `progress` raises comes out as itself.
     """
-    _check_settings(path, width, height, jpeg_quality, band_rows)
-    with replacing(path, overwrite) as partial:
-        feed = RowFeed()
-        pixels = VirtualTiff(width, height, feed, band_rows)
-        description = aperio_description(metadata, width, height, TILE, jpeg_quality)
-        with ThreadPoolExecutor(1, "wsigen-svs") as pool:
-            encoded = pool.submit(_encode_pyramid, pixels, partial, metadata.mpp, description, jpeg_quality)
-            # An encoder that fails must not leave this thread waiting to hand over the next band.
-            encoded.add_done_callback(lambda _: feed.close())
-            try:
-                _feed_rows(feed, width, height, band_rows, read_rows, progress)
-            finally:
-                feed.close()
-        try:
-            encoded.result()
-            add_associated_images(partial, metadata, width, height)
-        except (pyvips.Error, tifffile.TiffFileError, OSError) as error:
-            raise SlideError(f"{path}: could not be written ({_last_line(error)}); is the disk full?") from error
+    if band_rows < 1:
+        raise SlideError(f"band_rows {band_rows}: must be at least 1")
+    panels = _row_panels(width, height, read_rows, band_rows, progress)
+    _write(path, width, height, panels, metadata, jpeg_quality, overwrite)
 
 
-def _feed_rows(
-    feed: RowFeed,
+def write_svs_panels(
+    path: str | os.PathLike[str],
     width: int,
     height: int,
-    band_rows: int,
-    read_rows: RowReader,
-    progress: Callable[[int], None] | None,
+    read_panel: PanelReader,
+    metadata: SlideMetadata,
+    *,
+    panel: int,
+    jpeg_quality: int = 90,
+    progress: Callable[[int], None] | None = None,
+    overwrite: bool = False,
 ) -> None:
-    """Ask for all bands in turn and hand them on, until the encoder wants no more."""
+    """Write the slide to `path` as `write_svs` does, from square panels.
+
+    read_panel(x, y, w, h): returns that part of level 0 as (h, w, 3) uint8, such as `pyramid.constant` where it is of
+        one colour. Called in READERS other threads, row by row; it may wait until the pixels are there.
+    panel: side of a panel in pixels, a multiple of CELL (512).
+    progress(rows): called in this thread with the number of rows encoded, after each row of panels.
+    """
+    if panel < CELL or panel % CELL:
+        raise SlideError(f"panel {panel}: must be a multiple of {CELL}")
+    _check_settings(path, width, height, jpeg_quality)
+    panels = read_ahead(width, height, panel, read_panel, READERS)
+    _write(path, width, height, _with_progress(panels, width, progress), metadata, jpeg_quality, overwrite)
+
+
+def _write(
+    path: str | os.PathLike[str],
+    width: int,
+    height: int,
+    panels: Panels,
+    metadata: SlideMetadata,
+    jpeg_quality: int,
+    overwrite: bool,
+) -> None:
+    """Encode panels as they come, add the pictures, and move the file to its place."""
+    _check_settings(path, width, height, jpeg_quality)
+    levels = level_sizes(width, height)
+    with replacing(path, overwrite) as partial:
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        file = TiledTiff(partial, levels, TileJpeg(jpeg_quality))
+        pool = ThreadPoolExecutor(cores, "wsigen-encode")
+        try:
+            encoder = PyramidEncoder(file, pool, depth=2 * cores)
+            for x, y, pixels in panels:
+                with _disk_errors(path):
+                    encoder.add(x, y, pixels)
+            with _disk_errors(path):
+                encoder.finish()
+                file.finish(_descriptions(metadata, levels, jpeg_quality), metadata.mpp, xmp_packet())
+                add_associated_images(partial, metadata, width, height)
+        finally:
+            pool.shutdown(cancel_futures=True)
+            panels.close()
+            with suppress(OSError):  # a full disk was reported already
+                file.close()
+
+
+def _row_panels(
+    width: int, height: int, read_rows: RowReader, band_rows: int, progress: Callable[[int], None] | None
+) -> Panels:
+    """Panels of CELL rows, as wide as the slide, from bands of rows."""
+    panel = np.empty((0, width, 3), np.uint8)
+    top = 0  # of the panel
     for y0 in range(0, height, band_rows):
         y1 = min(y0 + band_rows, height)
         rows = np.asarray(read_rows(y0, y1))
         if rows.shape != (y1 - y0, width, 3) or rows.dtype != np.uint8:
             expected = (y1 - y0, width, 3)
             raise SlideError(f"rows {y0} to {y1}: got {rows.shape} {rows.dtype}; read_rows must give {expected} uint8")
-        if not feed.put(np.array(rows, order="C")):
-            return
+        panel = np.concatenate([panel, rows])
+        while len(panel) >= CELL or (len(panel) and y1 == height):
+            yield 0, top, panel[:CELL]
+            panel, top = panel[CELL:], top + CELL
         if progress is not None:
             progress(y1)
 
 
-def _encode_pyramid(pixels: VirtualTiff, path: Path, mpp: float, description: str, jpeg_quality: int) -> None:
-    """Let libvips read `pixels` and write all levels, in one pass downward. Raises pyvips.Error."""
-    source = pyvips.SourceCustom()
-    source.on_read(pixels.read)
-    source.on_seek(pixels.seek)
-    # Without fail_on, libvips would take missing rows for black ones.
-    image = pyvips.Image.new_from_source(source, "", access="sequential", fail_on="error").copy()
-    image.set_type(pyvips.GValue.gstr_type, "image-description", description)
-    image.set_type(pyvips.GValue.blob_type, "xmp-data", xmp_packet())
-    image.tiffsave(
-        str(path),
-        compression="jpeg",
-        Q=jpeg_quality,
-        tile=True,
-        tile_width=TILE,
-        tile_height=TILE,
-        pyramid=True,
-        region_shrink="mean",
-        bigtiff=True,
-        resunit="cm",
-        xres=1000 / mpp,
-        yres=1000 / mpp,
-    )
+def _with_progress(panels: Panels, width: int, progress: Callable[[int], None] | None) -> Panels:
+    for x, y, pixels in panels:
+        yield x, y, pixels
+        if progress is not None and x + pixels.shape[1] == width:
+            progress(y + len(pixels))
 
 
-def _check_settings(path: str | os.PathLike[str], width: int, height: int, jpeg_quality: int, band_rows: int) -> None:
+def _descriptions(metadata: SlideMetadata, levels: list[tuple[int, int]], jpeg_quality: int) -> list[str]:
+    width, height = levels[0]
+    size = f"{width}x{height} [0,0 {width}x{height}] ({TILE}x{TILE})"
+    reduced = [f"{aperio_header(metadata)}\r\n{size} -> {w}x{h} JPEG/RGB Q={jpeg_quality}" for w, h in levels[1:]]
+    return [aperio_description(metadata, width, height, TILE, jpeg_quality), *reduced]
+
+
+@contextmanager
+def _disk_errors(path: str | os.PathLike[str]) -> Iterator[None]:
+    try:
+        yield
+    except (pyvips.Error, tifffile.TiffFileError, OSError) as error:
+        raise SlideError(f"{path}: could not be written ({_last_line(error)}); is the disk full?") from error
+
+
+def _check_settings(path: str | os.PathLike[str], width: int, height: int, jpeg_quality: int) -> None:
     if not (1 <= width <= MAX_SIDE and 1 <= height <= MAX_SIDE):
         raise SlideError(f"{path}: size {width} x {height}: both sides must be 1 to {MAX_SIDE} pixels")
     if not 1 <= jpeg_quality <= 100:
         raise SlideError(f"JPEG quality {jpeg_quality}: must be 1 to 100")
-    if band_rows < 1:
-        raise SlideError(f"band_rows {band_rows}: must be at least 1")
 
 
 def _last_line(error: Exception) -> str:

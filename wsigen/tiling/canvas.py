@@ -10,30 +10,34 @@ the arrays of earlier stages are the only ones it opens; and concurrent writers 
 """
 
 import json
+import math
 import os
 import shutil
-import tempfile
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import zarr
+from zarr.abc.store import Store
 from zarr.codecs import BytesCodec, Crc32cCodec, ZstdCodec
-from zarr.storage import LocalStore
+from zarr.storage import LocalStore, MemoryStore
 
 from wsigen.errors import StoreError
-from wsigen.tiling.grid import COLOURS, STAGES, Block, BlockGrid, Colour, Segment, WindowGrid
+from wsigen.tiling.grid import COLOURS, STAGES, Block, BlockGrid, Colour, Rectangle, Segment, WindowGrid
 
 RUN_FILE = "run.json"
 FORMAT = "wsigen canvas 1"
-CACHE_BYTES = 256 << 20  # decoded chunks kept in memory; a task of default size touches about 90 MB of them
-DECODERS = 4  # threads that decode a row of blocks; zstd and the checksum release the interpreter
+CACHE_BYTES = 128 << 20  # decoded chunks kept in memory; a task of default size touches about 90 MB of them
+PANEL_CACHE_BYTES = 64 << 20
+PANEL_MULTIPLE = 512  # two tiles of 256 px, so that a panel holds whole tiles of levels 0 and 1
+LARGEST_PANEL = 8192
+DECODERS = 4  # threads that verify chunks; zstd and the checksum release the interpreter
 
 Slices = tuple[slice, slice]
+Chunk = tuple[Block, Colour]
 
 
 class Canvas:
@@ -46,6 +50,7 @@ class Canvas:
         self.run = dict(run)
         self._arrays: dict[Colour, zarr.Array] = {}
         self._cache = ChunkCache(cache_bytes)
+        self._blanks: dict[tuple[Colour, tuple[int, ...]], bytes] = {}
 
     @classmethod
     def create(cls, path: str | os.PathLike, layout: BlockGrid, run: Mapping[str, Any]) -> "Canvas":
@@ -124,10 +129,50 @@ class Canvas:
         width, height = self.layout.chunk_size(colour)
         if pixels.shape != (height, width, 3) or pixels.dtype != np.uint8:
             raise ValueError(f"chunk {colour} is uint8 {(height, width, 3)}, not {pixels.dtype} {pixels.shape}")
+        self._require_store()  # Zarr would make the folders anew
         try:
             self._array(colour)[self._selection(block, colour)] = pixels
         except OSError as error:
             raise StoreError(f"{self.path}: cannot be written ({error}); mend that and resume") from error
+
+    def write_blank(self, chunks: Iterable[Chunk], rgb: Sequence[int]) -> None:
+        """Write chunks of one colour, clear glass; each costs a small file and no encoding."""
+        self._require_store()
+        try:
+            for block, colour in chunks:
+                file = self._file(block, colour)
+                file.parent.mkdir(parents=True, exist_ok=True)
+                partial = file.with_suffix(f".{os.getpid()}.partial")
+                partial.write_bytes(self._blank_bytes(colour, tuple(rgb)))
+                partial.replace(file)
+        except OSError as error:
+            raise StoreError(f"{self.path}: cannot be written ({error}); mend that and resume") from error
+
+    def is_blank(self, region: Rectangle, rgb: Sequence[int]) -> bool:
+        """Whether all chunks that hold pixels of a region were written by `write_blank` in this colour."""
+        return all(self._holds_blank(*chunk, tuple(rgb)) for chunk in self._pieces(*region, STAGES))
+
+    def _require_store(self) -> None:
+        if not (self.path / RUN_FILE).is_file():
+            raise StoreError(f"{self.path}: the canvas has vanished; render again")
+
+    def _holds_blank(self, block: Block, colour: Colour, rgb: tuple[int, ...]) -> bool:
+        file, blank = self._file(block, colour), self._blank_bytes(colour, rgb)
+        try:
+            return file.stat().st_size == len(blank) and file.read_bytes() == blank
+        except OSError:
+            return False
+
+    def _blank_bytes(self, colour: Colour, rgb: tuple[int, ...]) -> bytes:
+        """What a chunk of one colour looks like on disk."""
+        key = (colour, rgb)
+        if key not in self._blanks:
+            width, height = self.layout.chunk_size(colour)
+            store: dict[str, Any] = {}
+            array = _new_array(MemoryStore(store), (height, width, 3), (height, width, 3))
+            array.with_config({"write_empty_chunks": True})[:] = np.broadcast_to(np.array(rgb, np.uint8), array.shape)
+            self._blanks[key] = store["c/0/0/0"].to_bytes()
+        return self._blanks[key]
 
     def read_region(
         self, x: int, y: int, width: int, height: int, stages_below: int = STAGES, require: bool = False
@@ -145,6 +190,21 @@ class Canvas:
                 for target, source in pieces:
                     rgb[target], known[target] = chunk[source], True
         return rgb, known
+
+    def painted_windows(self, chunk: Chunk, region: Rectangle) -> Iterator[tuple[tuple[int, int], np.ndarray]]:
+        """What the windows of a chunk own of a region: ((x, y) within the region, (h, w, 3) uint8); none if missing."""
+        pixels = self._chunk(*chunk, require=False)
+        for window in self.layout.windows(*chunk) if pixels is not None else ():
+            own = self.grid.owned(window)
+            left, top = max(own.x, region.x), max(own.y, region.y)
+            right = min(own.x + own.width, region.x + region.width)
+            bottom = min(own.y + own.height, region.y + region.height)
+            if left < right and top < bottom and pixels is not None:
+                whole = pixels[self.layout.within_chunk(window)]
+                yield (
+                    (left - region.x, top - region.y),
+                    whole[top - own.y : bottom - own.y, left - own.x : right - own.x],
+                )
 
     def _pieces(self, x: int, y: int, width: int, height: int, stages_below: int) -> dict[tuple[Block, Colour], list]:
         """Where the pixels of a region lie: for each chunk its pieces as pairs of (slices in region, in chunk)."""
@@ -171,6 +231,7 @@ class Canvas:
                 raise
             return None
         if chunk is None and require:
+            self._require_store()
             raise StoreError(f"{self._file(block, colour)}: missing, though it should be painted; render again")
         if chunk is not None:
             self._cache.put((block, colour), chunk)
@@ -201,16 +262,8 @@ class Canvas:
             folder = self.path / _array_name(colour)
             if not (folder / "zarr.json").is_file():
                 width, height = self.layout.chunk_size(colour)
-                zarr.create_array(
-                    LocalStore(folder),
-                    shape=(height * self.layout.rows, width * self.layout.columns, 3),
-                    chunks=(height, width, 3),
-                    dtype="uint8",
-                    fill_value=0,
-                    serializer=BytesCodec(),
-                    compressors=[ZstdCodec(level=1), Crc32cCodec()],
-                    dimension_names=("y", "x", "rgb"),
-                )
+                shape = (height * self.layout.rows, width * self.layout.columns, 3)
+                _new_array(LocalStore(folder), shape, (height, width, 3))
         return self
 
     def _array(self, colour: Colour) -> zarr.Array:
@@ -225,56 +278,49 @@ class Canvas:
         return self._arrays[colour]
 
 
-def canvas_rows(canvas: Canvas) -> Callable[[int, int], np.ndarray]:
-    """Return ``read_rows(y0, y1)`` -> uint8 (y1 - y0, width, 3) over a finished canvas, for a writer of bands.
+def _new_array(store: Store, shape: tuple[int, int, int], chunk: tuple[int, int, int]) -> zarr.Array:
+    return zarr.create_array(
+        store,
+        shape=shape,
+        chunks=chunk,
+        dtype="uint8",
+        fill_value=0,
+        serializer=BytesCodec(),
+        compressors=[ZstdCodec(level=1), Crc32cCodec()],
+        dimension_names=("y", "x", "rgb"),
+    )
 
-    Bands are asked for from top to bottom. Each row of blocks is decoded once, and kept in a temporary file that is
-    mapped into memory until the next row of blocks is asked for: a slide of 100,000 pixels has 1 GB of them.
-    ``read_rows`` raises StoreError where the canvas is not finished.
+
+class CanvasPanels:
+    """Reads a finished canvas for a writer of panels: ``panels(x, y, width, height)`` -> uint8 (height, width, 3).
+
+    ``region`` is what is read, (x, y) count from its corner. Panels of clear glass are told by their files and take
+    neither time nor memory. Threads may share it. Raises StoreError where the canvas is not finished.
     """
-    return _Rows(canvas).read
 
+    def __init__(self, canvas: Canvas, glass_rgb: Sequence[int], region: Rectangle | None = None) -> None:
+        # A panel of the usual size holds whole chunks; the cache is for sizes that cut them.
+        self._canvas = Canvas(canvas.path, canvas.layout, canvas.run, PANEL_CACHE_BYTES)
+        self._glass_rgb = tuple(glass_rgb)
+        self.region = region or Rectangle(0, 0, canvas.grid.width, canvas.grid.height)
 
-class _Rows:
-    """One decoded row of blocks, with the bands cut from it."""
+    @property
+    def side(self) -> int:
+        """Side of a panel that suits the canvas."""
+        return self.side_of(self._canvas.grid)
 
-    def __init__(self, canvas: Canvas) -> None:
-        self._canvas = Canvas(canvas.path, canvas.layout, canvas.run, cache_bytes=0)
-        self._row = -1  # the row of blocks that is held
-        self._pixels: np.ndarray = np.empty((0, 0, 3), np.uint8)
-        self._lock = threading.Lock()
+    @staticmethod
+    def side_of(grid: WindowGrid) -> int:
+        """Side of a panel that suits a grid: whole blocks and whole tiles where that is not too large."""
+        whole = math.lcm(PANEL_MULTIPLE, 2 * grid.stride)
+        return whole if whole <= LARGEST_PANEL else LARGEST_PANEL // 2
 
-    def read(self, y0: int, y1: int) -> np.ndarray:
-        """Rows [y0, y1) of the slide."""
-        grid, step = self._canvas.grid, self._canvas.layout.pixels
-        if not 0 <= y0 < y1 <= grid.height:
-            raise ValueError(f"rows {y0} to {y1} of a slide of {grid.height}")
-        band = np.empty((y1 - y0, grid.width, 3), np.uint8)
-        with self._lock:
-            for q in range(y0 // step, (y1 - 1) // step + 1):
-                top, bottom = max(y0, q * step), min(y1, (q + 1) * step)
-                band[top - y0 : bottom - y0] = self._block_row(q)[top - q * step : bottom - q * step]
-        return band
-
-    def _block_row(self, q: int) -> np.ndarray:
-        if q != self._row:
-            self._pixels = self._load(q)
-            self._row = q
-        return self._pixels
-
-    def _load(self, q: int) -> np.ndarray:
-        layout = self._canvas.layout
-        shape = (layout.region(Block(0, q)).height, self._canvas.grid.width, 3)
-        pixels = _scratch(shape, self._canvas.path)
-
-        def load(p: int) -> None:
-            x, y, width, height = layout.region(Block(p, q))
-            # Blocks are read without a margin, so that each of their four chunks is decoded once.
-            pixels[:, x : x + width], _ = self._canvas.read_region(x, y, width, height, require=True)
-
-        with ThreadPoolExecutor(DECODERS) as pool:
-            list(pool.map(load, range(layout.columns)))
-        return pixels
+    def __call__(self, x: int, y: int, width: int, height: int) -> np.ndarray:
+        """Read a panel."""
+        part = Rectangle(self.region.x + x, self.region.y + y, width, height)
+        if self._canvas.is_blank(part, self._glass_rgb):
+            return np.broadcast_to(np.array(self._glass_rgb, np.uint8), (height, width, 3))
+        return self._canvas.read_region(*part, require=True)[0]
 
 
 class ChunkCache:
@@ -354,11 +400,3 @@ def _grid_difference(stored: WindowGrid, wanted: WindowGrid) -> tuple[str, Any, 
         if getattr(stored, name) != getattr(wanted, name):
             return name, getattr(stored, name), getattr(wanted, name)
     return None
-
-
-def _scratch(shape: tuple[int, ...], folder: Path, in_memory: int = 256 << 20) -> np.ndarray:
-    """An array in memory if it is small, else in an unnamed file in ``folder`` that vanishes with it."""
-    if int(np.prod(shape)) <= in_memory:
-        return np.empty(shape, np.uint8)
-    with tempfile.TemporaryFile(dir=folder) as file:
-        return np.memmap(file, np.uint8, "w+", shape=shape)

@@ -9,6 +9,7 @@ and context is what was stored, as uint8, never a live float.
 """
 
 import threading
+import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -46,14 +47,32 @@ class WindowJob:
 
 
 @dataclass(frozen=True)
-class _Inputs:
-    """A batch on the device."""
+class Prepared:
+    """A batch on the device, padded to the fixed shape."""
 
-    planes: Tensor  # (B, P, W, W), dtype of the model
-    context: Tensor  # (B, 3, W, W) float32 in [-1, 1], 0 where unknown
-    known: Tensor  # (B, 1, W, W) bool
-    x0: Tensor  # (B,) int64
-    y0: Tensor  # (B,) int64
+    count: int  # windows that are wanted; the rest is padding
+    conditions: Tensor  # (B, 3, W, W) uint8: classes, edges, tissue
+    context: Tensor  # (B, W, W, 3) uint8
+    known: Tensor  # (B, W, W) bool
+    corners: Tensor  # (2, B) int64: x0, y0
+    ready: torch.cuda.Event | None = None  # of the copies, on a GPU
+
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        """All that was copied."""
+        return self.conditions, self.context, self.known, self.corners
+
+
+@dataclass(frozen=True)
+class Launched:
+    """Pixels of a batch, (B, W, W, 3) uint8 in the host's memory; on a GPU not before ``copied``."""
+
+    count: int
+    pixels: Tensor
+    seconds: float = 0.0
+    begun: torch.cuda.Event | None = None
+    ended: torch.cuda.Event | None = None
+    copied: torch.cuda.Event | None = None
 
 
 class Painter:
@@ -93,45 +112,94 @@ class Painter:
         self._captured = [CapturedNetwork(model) for _ in range(2)] if self.device.type == "cuda" else None
         self._using_captured = threading.Lock()
         self.style = vector.to(self.device, dtype).expand(batch_size, -1).contiguous()
+        on_gpu = self.device.type == "cuda"
+        self._copies_in = torch.cuda.Stream(self.device) if on_gpu else None
+        self._copies_out = torch.cuda.Stream(self.device) if on_gpu else None
 
     def needs_model(self, conditions: Conditions, owned: tuple[slice, slice]) -> bool:
         """Whether a window owns (rows, columns) any pixel that is not clear glass; the others are filled with glass."""
         return not conditions.glass[owned].all()
 
-    @torch.inference_mode()
     def paint(self, jobs: Sequence[WindowJob], stop: Callable[[], bool] = lambda: False) -> np.ndarray:
         """Paint 1 to ``batch_size`` windows of one size: (n, W, W, 3) uint8, known pixels as they were.
 
-        ``stop`` is asked before every step; InterruptedError is raised once it answers yes.
+        ``stop`` is asked before every step; InterruptedError is raised once it answers yes. This is `prepare`, `launch`
+        and `fetch` in turn; on a GPU different threads may do them for different batches, so that it never waits.
         """
+        return self.fetch(self.launch(self.prepare(jobs), stop))[0]
+
+    @torch.inference_mode()
+    def prepare(self, jobs: Sequence[WindowJob]) -> Prepared:
+        """Stack a batch, pad it to the fixed shape with copies of the first window, and start copying it there."""
         if not 1 <= len(jobs) <= self.batch_size:
             raise ValueError(f"a batch of {len(jobs)} windows; from 1 to {self.batch_size} fit")
-        pinned = [self._pin_glass(job) for job in jobs]
-        context, known = np.stack([c for c, _ in pinned]), np.stack([k for _, k in pinned])
-        pixels = to_uint8(self._denoise(self._inputs(jobs, context, known), stop)[: len(jobs)])
-        return np.where(known[..., None], context, pixels)
+        padded = [*jobs, *[jobs[0]] * (self.batch_size - len(jobs))]
+        pinned = {id(job): self._pin_glass(job) for job in jobs}
+        planes = [[job.conditions.classes, job.conditions.edges, job.conditions.tissue] for job in padded]
+        arrays = (
+            np.array(planes, np.uint8),
+            np.stack([pinned[id(job)][0] for job in padded]),
+            np.stack([pinned[id(job)][1] for job in padded]),
+            np.array([[job.x0 for job in padded], [job.y0 for job in padded]], np.int64),
+        )
+        tensors = [torch.from_numpy(array) for array in arrays]
+        if self._copies_in is None:
+            conditions, context, known, corners = (tensor.to(self.device) for tensor in tensors)
+            return Prepared(len(jobs), conditions, context, known, corners)
+        # Page-locked memory and a stream of its own: the copy runs beside the batch that is being painted.
+        with torch.cuda.stream(self._copies_in):
+            there = (tensor.pin_memory().to(self.device, non_blocking=True) for tensor in tensors)
+            conditions, context, known, corners = there
+            return Prepared(len(jobs), conditions, context, known, corners, self._copies_in.record_event())
+
+    @torch.inference_mode()
+    def launch(self, batch: Prepared, stop: Callable[[], bool] = lambda: False) -> Launched:
+        """Paint a batch. On a GPU this returns when all work is queued; one thread at a time calls it there."""
+        if batch.ready is None or self._copies_out is None:
+            started = time.perf_counter()
+            pixels = self._pixels(batch, stop).cpu()
+            return Launched(batch.count, pixels, time.perf_counter() - started)
+        stream = torch.cuda.current_stream(self.device)
+        stream.wait_event(batch.ready)
+        for tensor in batch.tensors:
+            tensor.record_stream(stream)
+        begun = stream.record_event(torch.cuda.Event(enable_timing=True))
+        pixels = self._pixels(batch, stop)
+        ended = stream.record_event(torch.cuda.Event(enable_timing=True))
+        with torch.cuda.stream(self._copies_out):
+            self._copies_out.wait_event(ended)
+            host = torch.empty(pixels.shape, dtype=torch.uint8, pin_memory=True)
+            host.copy_(pixels, non_blocking=True)
+            pixels.record_stream(self._copies_out)
+            copied = self._copies_out.record_event()
+        return Launched(batch.count, host, begun=begun, ended=ended, copied=copied)
+
+    def fetch(self, launched: Launched) -> tuple[np.ndarray, float]:
+        """Wait for a batch: its windows (n, W, W, 3) uint8, and the seconds that the device worked on it."""
+        seconds = launched.seconds
+        if launched.copied is not None and launched.begun is not None and launched.ended is not None:
+            launched.copied.synchronize()
+            seconds = launched.begun.elapsed_time(launched.ended) / 1000
+        return launched.pixels[: launched.count].numpy(), seconds
 
     def _pin_glass(self, job: WindowJob) -> tuple[np.ndarray, np.ndarray]:
         """Context and known pixels with clear glass among them; a painted neighbour's pixels stay as they are."""
         glass = job.conditions.glass & ~job.known
         return np.where(glass[..., None], self.glass_rgb, job.context), job.known | glass
 
-    def _inputs(self, jobs: Sequence[WindowJob], context: np.ndarray, known: np.ndarray) -> _Inputs:
-        """Pad to the fixed shape with copies of the first window, move to the device, expand."""
-        rows = [*range(len(jobs)), *[0] * (self.batch_size - len(jobs))]
+    def _pixels(self, batch: Prepared, stop: Callable[[], bool]) -> Tensor:
+        """Paint a batch on the device: (B, W, W, 3) uint8."""
+        classes, edges, tissue = batch.conditions.unbind(1)
+        planes = condition_planes(classes, edges, tissue, len(self.model.config.classes), self.dtype)
+        known = batch.known.unsqueeze(1)
+        context = from_uint8(batch.context) * known
+        inputs = WindowInputs(planes, context, known, self.style)
+        painted = to_uint8(self._denoise(inputs, batch.corners, stop))
+        return torch.where(batch.known[..., None], batch.context, painted)
 
-        def stacked(name: str) -> Tensor:
-            return torch.from_numpy(np.stack([getattr(jobs[r].conditions, name) for r in rows])).to(self.device)
-
-        classes = len(self.model.config.classes)
-        planes = condition_planes(stacked("classes"), stacked("edges"), stacked("tissue"), classes, self.dtype)
-        known_there = torch.from_numpy(known[rows]).to(self.device).unsqueeze(1)
-        context_there = from_uint8(torch.from_numpy(context[rows]).to(self.device)) * known_there
-        x0, y0 = (torch.tensor([getattr(jobs[r], n) for r in rows], device=self.device) for n in ("x0", "y0"))
-        return _Inputs(planes, context_there, known_there, x0, y0)
-
-    def _denoise(self, inputs: _Inputs, stop: Callable[[], bool]) -> Tensor:
+    def _denoise(self, inputs: WindowInputs, corners: Tensor, stop: Callable[[], bool]) -> Tensor:
         """Run the sampler: (B, 3, W, W) float32 in [-1, 1]."""
+        size = inputs.planes.shape[-1]
 
         def check(_step: int) -> None:
             if stop():
@@ -142,17 +210,16 @@ class Painter:
                 self.model,
                 self.schedule,
                 self.sampler,
-                WindowInputs(inputs.planes, inputs.context, inputs.known, self.style),
-                self._noise(inputs, 0),
-                lambda step: self._noise(inputs, step + 1),
+                inputs,
+                self._noise(corners, size, 0),
+                lambda step: self._noise(corners, size, step + 1),
                 self.guidance_scale,
                 check,
                 self._captured,
             )
 
-    def _noise(self, inputs: _Inputs, step: int) -> Tensor:
-        height, width = inputs.planes.shape[-2:]
-        return coordinate_normals(self.seed, inputs.x0, inputs.y0, height, width, step, device=self.device)
+    def _noise(self, corners: Tensor, size: int, step: int) -> Tensor:
+        return coordinate_normals(self.seed, corners[0], corners[1], size, size, step, device=self.device)
 
 
 def from_uint8(pixels: Tensor) -> Tensor:
@@ -160,6 +227,6 @@ def from_uint8(pixels: Tensor) -> Tensor:
     return pixels.permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
-def to_uint8(images: Tensor) -> np.ndarray:
+def to_uint8(images: Tensor) -> Tensor:
     """Map (B, 3, H, W) in [-1, 1] to (B, H, W, 3) uint8, rounded; inverse of from_uint8."""
-    return ((images + 1) * 127.5).round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
+    return ((images + 1) * 127.5).round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).contiguous()

@@ -1,66 +1,98 @@
 """Which tasks are missing on a canvas, what each of them waits for, and in which order they are handed out.
 
-A task is one stage of one block of windows. Its windows see pixels of earlier stages in its own block and in the blocks
-to the right and below, never to the left or above: a block begins with an even window, which owns all that it covers.
+A task is one stage of one dense block of windows, or of several sparse ones of a row, so that it fills batches. Its
+windows see pixels of earlier stages in their own block and in the blocks to the right and below, never to the left or
+above: a block begins with an even window, which owns all that it covers.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from wsigen.tiling.canvas import DECODERS, Canvas
-from wsigen.tiling.grid import COLOURS, STAGE_COLOURS, Block, BlockGrid, Colour, Rectangle
+import numpy as np
 
-Chunk = tuple[Block, Colour]
+from wsigen.tiling.canvas import DECODERS, Canvas, Chunk
+from wsigen.tiling.grid import COLOURS, STAGE_COLOURS, Block, BlockGrid, Colour, Rectangle
+from wsigen.tiling.survey import occupied_windows
+
+MOST_CHUNKS = 64  # of a task: what is lost when a worker dies stays small
 
 
 class Task(NamedTuple):
-    """One stage of one block: the chunks of ``colours`` are to be painted and written."""
+    """Chunks of one stage that are painted and written together."""
 
     stage: int
-    block: Block
-    colours: tuple[Colour, ...]
+    chunks: tuple[Chunk, ...]
+
+    @property
+    def key(self) -> str:
+        """A name that follows from the task alone."""
+        (first, _), (last, _) = self.chunks[0], self.chunks[-1]
+        colours = "".join(f"{colour.x}{colour.y}" for _, colour in self.chunks[:2])
+        return f"stage{self.stage}-row{first.q}-{first.p}-{last.p}-{len(self.chunks)}-{colours}"
 
 
 @dataclass(frozen=True)
 class Plan:
     """Missing tasks in the order of priority, each behind all that it waits for.
 
-    waits_for: for each task the missing tasks that it waits for. total: windows of all tasks, done ones too.
-    resumed: windows that were found done.
+    blank: missing chunks of nothing but glass, to be written before all tasks. waits_for: for each task the missing
+    tasks that it waits for. total: windows of all chunks, done ones too. resumed: windows that were found done.
     """
 
     tasks: tuple[Task, ...]
+    blank: tuple[Chunk, ...]
     waits_for: Mapping[Task, frozenset[Task]]
     total: int
     resumed: int
 
 
-def make_plan(canvas: Canvas, region: Rectangle | None = None) -> Plan:
-    """Plan what is missing to know a region (default: the slide). Reads every chunk there is, to verify it."""
+def make_plan(
+    canvas: Canvas, region: Rectangle | None = None, occupied: np.ndarray | None = None, batch_size: int = 1
+) -> Plan:
+    """Plan what is missing to know a region (default: the slide). Reads every chunk there is, to verify it.
+
+    ``occupied`` is what `survey` found; without it all windows are taken to need the model. Tasks of fewer windows than
+    a dense block has of a colour, or than a batch holds, are joined.
+    """
     layout = canvas.layout
     chunks = [c for c in _needed(layout, region) if layout.windows(*c)]
     with ThreadPoolExecutor(DECODERS) as pool:
         done = dict(zip(chunks, pool.map(lambda chunk: canvas.is_done(*chunk), chunks), strict=True))
-    missing: dict[tuple[int, Block], list[Colour]] = {}
-    for block, colour in chunks:
-        if not done[block, colour]:
-            missing.setdefault((colour.stage, block), []).append(colour)
-    tasks = sorted((Task(stage, block, tuple(cs)) for (stage, block), cs in missing.items()), key=_priority)
-    writer = {(task.block, colour): task for task in tasks for colour in task.colours}
+    missing = [chunk for chunk in chunks if not done[chunk]]
+    blank = [chunk for chunk in missing if occupied is not None and not occupied_windows(layout, chunk, occupied)]
+    known = set(blank)
+    tasks = _grouped(layout, [chunk for chunk in missing if chunk not in known], occupied, max(layout.b**2, batch_size))
+    writer = {chunk: task for task in tasks for chunk in task.chunks}
     waits_for = {
-        task: frozenset(
-            writer[source]
-            for colour in task.colours
-            for source in chunk_sources(task.block, colour)
-            if source in writer
-        )
+        task: frozenset(writer[source] for chunk in task.chunks for source in chunk_sources(*chunk) if source in writer)
         for task in tasks
     }
     counts = {chunk: len(layout.windows(*chunk)) for chunk in chunks}
     resumed = sum(counts[chunk] for chunk in chunks if done[chunk])
-    return Plan(tuple(tasks), waits_for, sum(counts.values()), resumed)
+    return Plan(tuple(tasks), tuple(blank), waits_for, sum(counts.values()), resumed)
+
+
+def _grouped(layout: BlockGrid, missing: Iterable[Chunk], occupied: np.ndarray | None, full: int) -> list[Task]:
+    """Tasks in the order of priority. Neighbours in a row of blocks are joined up to ``full`` windows.
+
+    The order is a front that moves down the slide: a stage of a row of blocks needs the stage before of the row below.
+    """
+    by_block: dict[tuple[int, int, Block], list[Chunk]] = {}
+    for block, colour in sorted(missing, key=lambda chunk: (chunk[0].p, chunk[1])):
+        by_block.setdefault((block.q + colour.stage, colour.stage, block), []).append((block, colour))
+    tasks: list[Task] = []
+    open_row, weight = (-1, -1), 0
+    for (front, stage, _), chunks in sorted(by_block.items(), key=lambda item: (item[0][:2], item[0][2].p)):
+        more = sum(layout.b**2 if occupied is None else occupied_windows(layout, c, occupied) for c in chunks)
+        joins = open_row == (front, stage) and weight + more <= full and len(tasks[-1].chunks) < MOST_CHUNKS
+        if joins:
+            tasks[-1] = Task(stage, (*tasks[-1].chunks, *chunks))
+        else:
+            tasks.append(Task(stage, tuple(chunks)))
+        open_row, weight = (front, stage), more + (weight if joins else 0)
+    return tasks
 
 
 def chunk_sources(block: Block, colour: Colour) -> Iterator[Chunk]:
@@ -82,8 +114,3 @@ def _needed(layout: BlockGrid, region: Rectangle | None) -> list[Chunk]:
         for block, colour in [chunk for chunk in wanted if chunk[1] in stage]:
             wanted.update(chunk_sources(block, colour))
     return sorted(wanted)
-
-
-def _priority(task: Task) -> tuple[int, int, int]:
-    """A front that moves down the slide: a stage of one row of blocks needs the stage before of the row below."""
-    return task.block.q + task.stage, task.stage, task.block.p

@@ -75,15 +75,24 @@ def environment(device: str) -> dict[str, str]:
     return {"wsigen": version("wsigen"), "torch": torch.__version__, "device": kind}
 
 
-def run_record(spec: PaintSpec, mask_sha256: str, model_sha256: str, extra: Mapping[str, Any] = {}) -> dict[str, Any]:
+def run_record(
+    spec: PaintSpec,
+    mask_sha256: str,
+    model_sha256: str,
+    extra: Mapping[str, Any] = {},
+    where: Mapping[str, str] | None = None,
+) -> dict[str, Any]:
     """Everything that decides the pixels, as plain JSON: two runs of equal records paint equal slides.
 
     The hashes stand for the contents of mask and weights. ``extra`` is for what else the caller's set-up decides by,
-    such as the implementations of attention and normalisation.
+    such as the implementations of attention and normalisation; ``where`` is the environment of the machines that
+    paint, if that is not this one.
     """
     settings = asdict(spec)
     for place in ("mask", "model", "device"):
         del settings[place]
     settings["style"] = {"vector": list(spec.style.vector), "glass_rgb": list(spec.style.glass_rgb)}
     hashes = {"mask_sha256": mask_sha256, "model_sha256": model_sha256}
-    return json.loads(json.dumps({**settings, **hashes, "environment": environment(spec.device), **extra}))
+    return json.loads(
+        json.dumps({**settings, **hashes, "environment": dict(where or environment(spec.device)), **extra})
+    )

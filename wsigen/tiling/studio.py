@@ -1,12 +1,13 @@
-"""What one process holds to paint: mask, model and canvas, opened once, and the threads that keep the model busy."""
+"""What one process holds to paint one slide: mask, model and canvas, opened once. A task runs in a Studio."""
 
 import os
 import threading
 import time
-from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, wait
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -14,34 +15,40 @@ import torch
 
 from wsigen.errors import SettingsError, StoreError
 from wsigen.masks.conditions import read_conditions
-from wsigen.masks.slide_mask import SlideMask, resampled_to
+from wsigen.masks.slide_mask import MaskSource, SlideMask, resampled_to
 from wsigen.models.nasdm import NasdmModel
+from wsigen.tiling.batches import Batcher, Crew, Load
 from wsigen.tiling.canvas import Canvas
-from wsigen.tiling.grid import Window
+from wsigen.tiling.grid import Window, WindowGrid
 from wsigen.tiling.painter import Painter, WindowJob
 from wsigen.tiling.plan import Task
 from wsigen.tiling.spec import INTRA_OP_THREADS, PaintSpec
 
-LOADERS = 4  # threads that read masks and context ahead of the model
+LOADERS = 4  # threads of a process that read ahead of the model, at least
 
 
 @dataclass(frozen=True)
 class TaskResult:
-    """What a task reports: windows that went through the model, windows filled with glass, and the time it took."""
+    """What tasks report; results add up.
 
-    painted: int
-    glass: int
-    seconds: float
+    painted: windows that went through the model. glass: windows filled with glass. reading, writing: seconds that
+    threads spent on masks and context, and on chunks. device: seconds that the device worked.
+    """
+
+    painted: int = 0
+    glass: int = 0
+    reading: float = 0.0
+    device: float = 0.0
+    writing: float = 0.0
+
+    def __add__(self, other: "TaskResult") -> "TaskResult":
+        return TaskResult(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(self)))
 
 
 class Studio:
-    """Paints tasks. Threads may share it, and several tasks may run at a time.
+    """Paints tasks of one slide. Threads may share it, and several tasks may run at a time."""
 
-    Loader threads read masks and context, ``lanes`` painter threads run the model, a batch each. A GPU has one lane; a
-    CPU has one for each core, since every operation runs on a single thread there (see INTRA_OP_THREADS).
-    """
-
-    def __init__(self, canvas: Canvas, source: SlideMask, painter: Painter, mpp: float, lanes: int = 1) -> None:
+    def __init__(self, canvas: Canvas, source: SlideMask, painter: Painter, mpp: float, crew: Crew) -> None:
         self.canvas, self.painter, self.mpp = canvas, painter, mpp
         self.source = source
         self.mask = resampled_to(source, mpp)
@@ -49,14 +56,13 @@ class Studio:
         self.glass = 0
         self._counting = threading.Lock()
         self._stopped = threading.Event()
-        self._loaders = ThreadPoolExecutor(LOADERS, "wsigen-load")
-        self._painters = ThreadPoolExecutor(lanes, "wsigen-paint")
+        self._batcher = Batcher(painter, crew, self._stopped)
 
     @classmethod
-    def open(cls, spec: PaintSpec, canvas_path: str | Path, lanes: int = 1) -> "Studio":
+    def open(cls, spec: PaintSpec, canvas_path: str | Path, crew: Crew, model: NasdmModel | None = None) -> "Studio":
         """Open everything a spec names. Raises StoreError if the canvas is of another grid than mask and spec."""
         canvas = Canvas.open(canvas_path)
-        model = load_model(spec)
+        model = model or load_model(spec)
         source = SlideMask.open(spec.mask, len(model.config.classes))
         mask = resampled_to(source, spec.mpp)
         here = (mask.width, mask.height, spec.window, spec.overlap)
@@ -64,73 +70,102 @@ class Studio:
         if here != there:
             source.close()
             raise StoreError(f"{canvas_path}: its width, height, window and overlap are {there}, not {here}")
-        return cls(canvas, source, make_painter(spec, model), spec.mpp, lanes)
+        return cls(canvas, source, make_painter(spec, model), spec.mpp, crew)
 
     def run(self, task: Task) -> TaskResult:
         """Paint the windows of a task and write its chunks.
 
         Raises InterruptedError after stop, and StoreError if what the task builds on is missing or damaged.
         """
+        layout, reading = self.canvas.layout, _Clock()
+        windows = [layout.windows(*chunk) for chunk in task.chunks]
+        loads: list[Load] = [partial(self._load, window, reading) for group in windows for window in group]
+        submitted = self._batcher.submit(loads)
+        for future in submitted:
+            future.add_done_callback(self._count)
+        futures = iter(submitted)
+        result = TaskResult()
+        for chunk, group in zip(task.chunks, windows, strict=True):
+            result += self._fill(chunk, group, [next(futures) for _ in group])
+        return result + TaskResult(reading=reading.seconds)
+
+    def _fill(self, chunk: tuple, windows: tuple[Window, ...], futures: list[Future]) -> TaskResult:
+        """Gather the windows of a chunk as they are painted, and write it."""
+        layout, (block, colour) = self.canvas.layout, chunk
+        wait(futures)
+        painted = {
+            window: pixels for window, future in zip(windows, futures, strict=True) if (pixels := future.result())
+        }
         started = time.perf_counter()
-        layout = self.canvas.layout
-        windows = [window for colour in task.colours for window in layout.windows(task.block, colour)]
-        chunks = {colour: self._glass(*layout.chunk_size(colour)) for colour in task.colours}
-        painted = 0
-        for batch, pixels in self._paint(windows):
-            for window, window_pixels in zip(batch, pixels.result(), strict=True):
-                chunks[window.colour][layout.within_chunk(window)] = window_pixels[layout.grid.owned_within(window)]
-            painted += len(batch)
-        for colour, chunk in chunks.items():
-            self.canvas.write(task.block, colour, chunk)
-        return TaskResult(painted, len(windows) - painted, time.perf_counter() - started)
+        if painted:
+            width, height = layout.chunk_size(colour)
+            pixels = np.broadcast_to(self.painter.glass_rgb, (height, width, 3)).copy()
+            for window, (window_pixels, _) in painted.items():
+                pixels[layout.within_chunk(window)] = window_pixels[layout.grid.owned_within(window)]
+            self.canvas.write(block, colour, pixels)
+        else:
+            self.canvas.write_blank([chunk], self.painter.glass_rgb.tolist())
+        device = sum(seconds for _, seconds in painted.values())
+        writing = time.perf_counter() - started
+        return TaskResult(len(painted), len(windows) - len(painted), device=device, writing=writing)
 
     def stop(self) -> None:
         """Let running tasks end early, without a result: at the next step of the solver."""
         self._stopped.set()
 
     def close(self) -> None:
-        """Stop, wait for the threads, close the mask."""
+        """Stop and close the mask. Tasks must have ended."""
         self.stop()
-        self._loaders.shutdown(cancel_futures=True)
-        self._painters.shutdown(cancel_futures=True)
         self.source.close()
 
-    def _paint(self, windows: list[Window]) -> list[tuple[list[Window], Future]]:
-        """Start painting those windows that need the model, in full batches while they last."""
-        loads = [self._loaders.submit(self._load, window) for window in windows]
-        batches: list[tuple[list[Window], Future]] = []
-        waiting: list[tuple[Window, WindowJob]] = []
-        for window, load in zip(windows, loads, strict=True):
-            if job := load.result():
-                waiting.append((window, job))
-            if len(waiting) == self.painter.batch_size or (waiting and window is windows[-1]):
-                jobs = [job for _, job in waiting]
-                batches.append(([w for w, _ in waiting], self._painters.submit(self._paint_batch, jobs)))
-                waiting = []
-        return batches
-
-    def _load(self, window: Window) -> WindowJob | None:
+    def _load(self, window: Window, clock: "_Clock") -> WindowJob | None:
         """Read one window; None if all that it owns is clear glass."""
         if self._stopped.is_set():
             raise InterruptedError("painting was stopped")
-        grid = self.canvas.grid
-        x, y, width, height = grid.extent(window)
-        conditions = read_conditions(self.mask, x, y, width, height, self.mpp)
-        if not self.painter.needs_model(conditions, grid.owned_within(window)):
+        with clock:
+            return load_window(self.mask, self.canvas.grid, window, self.painter, self.mpp, self._context)
+
+    def _count(self, future: Future) -> None:
+        if future.exception() is None:
             with self._counting:
-                self.glass += 1
-            return None
-        context, known = self.canvas.read_region(x, y, width, height, stages_below=window.stage, require=True)
-        return WindowJob(x, y, conditions, context, known)
+                self.glass += future.result() is None
+                self.painted += future.result() is not None
 
-    def _paint_batch(self, jobs: list[WindowJob]) -> np.ndarray:
-        pixels = self.painter.paint(jobs, self._stopped.is_set)
-        with self._counting:
-            self.painted += len(jobs)
-        return pixels
+    def _context(self, window: Window) -> tuple[np.ndarray, np.ndarray]:
+        extent = self.canvas.grid.extent(window)
+        return self.canvas.read_region(*extent, stages_below=window.stage, require=True)
 
-    def _glass(self, width: int, height: int) -> np.ndarray:
-        return np.broadcast_to(self.painter.glass_rgb, (height, width, 3)).copy()
+
+class _Clock:
+    """Sums up seconds that several threads spend inside it."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+        self._local = threading.local()
+        self._lock = threading.Lock()
+
+    def __enter__(self) -> None:
+        self._local.started = time.perf_counter()
+
+    def __exit__(self, *exc_info: object) -> None:
+        with self._lock:
+            self.seconds += time.perf_counter() - self._local.started
+
+
+def load_window(
+    mask: MaskSource,
+    grid: WindowGrid,
+    window: Window,
+    painter: Painter,
+    mpp: float,
+    context_of: Callable[[Window], tuple[np.ndarray, np.ndarray]],
+) -> WindowJob | None:
+    """Read the mask of a window, and its context by ``context_of``; None if all that it owns is clear glass."""
+    x, y, width, height = grid.extent(window)
+    conditions = read_conditions(mask, x, y, width, height, mpp)
+    if not painter.needs_model(conditions, grid.owned_within(window)):
+        return None
+    return WindowJob(x, y, conditions, *context_of(window))
 
 
 def load_model(spec: PaintSpec) -> NasdmModel:
@@ -144,13 +179,13 @@ def load_model(spec: PaintSpec) -> NasdmModel:
     return model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # missing in torch's stubs
 
 
-def make_painter(spec: PaintSpec, model: NasdmModel) -> Painter:
-    """Build the painter of a spec around its loaded model."""
+def make_painter(spec: PaintSpec, model: NasdmModel, num_inference_steps: int | None = None) -> Painter:
+    """Build the painter of a spec, or one of another number of steps, around its loaded model."""
     return Painter(
         model,
         spec.style,
         sampler=spec.sampler,
-        num_inference_steps=spec.num_inference_steps,
+        num_inference_steps=num_inference_steps or spec.num_inference_steps,
         eta=spec.eta,
         guidance_scale=spec.guidance_scale,
         seed=spec.seed,
@@ -160,12 +195,21 @@ def make_painter(spec: PaintSpec, model: NasdmModel) -> Painter:
     )
 
 
+def new_crew(device: str, lanes: int | None = None, processes: int = 1) -> Crew:
+    """Threads for one of so many processes on this machine."""
+    return Crew(lanes or lanes_for(device, processes), max(LOADERS, available_cores() // processes))
+
+
 def lanes_for(device: str, processes: int = 1) -> int:
     """Batches that one of so many processes on this machine paints at a time: 1 on a GPU, its share of the cores."""
     if torch.device(device).type != "cpu":
         return 1
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, cores // processes)
+    return max(1, available_cores() // processes)
+
+
+def available_cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 @contextmanager

@@ -1,0 +1,51 @@
+"""Memory does not grow with the slide: the same tissue on a slide of 2,048 pixels and on one of 16,384."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from wsigen.masks.window import MaskWindow
+from wsigen.masks.writer import write_slide_mask
+
+CODE = """
+import resource, sys
+from wsigen.rendering import render
+if __name__ == "__main__":
+    result = render(sys.argv[1], sys.argv[2], model=sys.argv[3], device="cpu", steps=1, window=256, overlap=32)
+    print(result.width, result.painted, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+"""
+
+
+def sparse_mask(path, side, tissue_side=1638):
+    """Nuclei on a square: 1 % of the larger slide, most of the smaller one."""
+    low = side // 8
+    high = low + tissue_side
+    nuclei = (np.indices((512, side)) % 24 < 8).all(axis=0)
+    nuclei[:, :low] = nuclei[:, high:] = False
+
+    def rows(y0, y1):
+        if y1 <= low or y0 >= high:
+            return None
+        inside = (np.arange(y0, y1) >= low) & (np.arange(y0, y1) < high)
+        tissue = np.zeros((y1 - y0, side), np.uint8)
+        tissue[inside, low:high] = 1
+        return MaskWindow(2 * (nuclei[: y1 - y0] & (tissue > 0)).astype(np.uint8), None, tissue)
+
+    write_slide_mask(path, side, side, 0.5, rows, instances=False, tissue=True)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads the peak of the memory in kilobytes")
+def test_a_slide_64_times_as_large_takes_as_much_memory(tiny_model, tmp_path):
+    peaks = []
+    for side in (2048, 16384):
+        sparse_mask(tmp_path / f"{side}.tif", side)
+        command = [sys.executable, "-c", CODE, str(tmp_path / f"{side}.tif"), str(tmp_path / "s.svs"), str(tiny_model)]
+        run = subprocess.run(command, capture_output=True, text=True, timeout=300)
+        assert run.returncode == 0, run.stderr
+        width, painted, peak = map(int, run.stdout.split())
+        assert width == side and painted >= (1638 / 224) ** 2
+        peaks.append(peak)
+        (tmp_path / "s.svs").unlink()
+    assert peaks[1] < 1.2 * peaks[0], f"{peaks[0] / 1024:.0f} and {peaks[1] / 1024:.0f} MB"

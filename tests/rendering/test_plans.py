@@ -1,0 +1,92 @@
+"""A plan says what a render will need and touches nothing; what does not fit is refused with the option that does."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+from wsigen.cli import main
+from wsigen.config import RenderSettings
+from wsigen.errors import SettingsError
+from wsigen.models.config import ModelConfig
+from wsigen.rendering import plan_render, render
+from wsigen.tiling.canvas import Canvas
+from wsigen.tiling.cost import batch_cost
+from wsigen.tiling.estimate import refuse_what_does_not_fit
+
+
+@pytest.fixture(scope="module")
+def plan(tiny_model, demo_mask_path, tmp_path_factory):
+    out = tmp_path_factory.mktemp("planned") / "s.svs"
+    return plan_render(demo_mask_path, out, RenderSettings(model=str(tiny_model), device="cpu"))
+
+
+def test_plan_prints_and_touches_nothing(tiny_model, demo_mask_path, tmp_path):
+    command = ["render", str(demo_mask_path), "-o", str(tmp_path / "s.svs"), "--model", str(tiny_model), "--plan"]
+    result = CliRunner().invoke(main, [*command, "--device", "cpu"])
+    assert result.exit_code == 0, result.output
+    for word in ("windows: 99", "by colour", "are glass", "blocks:", "host memory", "disk:", "PFLOP", "time: about"):
+        assert word in result.output
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_projected_windows_are_those_that_are_painted_and_little_more(plan, tiny_model, demo_mask_path):
+    result = render(demo_mask_path, plan.out, model=str(tiny_model), device="cpu")
+    assert result.painted <= plan.projection.painted <= 1.2 * result.painted + 4
+
+
+@pytest.mark.parametrize(
+    ("field", "option"),
+    [("host_bytes", "--batch-size 2|a smaller --window"), ("canvas_bytes", "--canvas"), ("slide_bytes", "-o")],
+)
+def test_what_does_not_fit_is_refused_with_the_mend(plan, field, option):
+    too_much = replace(plan.projection, **{field: 1 << 55})
+    with pytest.raises(SettingsError, match=option) as caught:
+        refuse_what_does_not_fit(too_much, plan.spec, plan.canvas, plan.out, workers=1)
+    assert "\n" not in str(caught.value)
+    with pytest.raises(SettingsError, match="--workers 4"):
+        refuse_what_does_not_fit(
+            replace(plan.projection, host_bytes=1 << 55), plan.spec, plan.canvas, plan.out, workers=8
+        )
+
+
+def test_costs_grow_with_what_they_depend_on():
+    config = ModelConfig.preset("tiny")
+    base = batch_cost(config, 64, 2, 4, False, "float32")
+    assert base.weight_bytes == sum(4 * n for n in [parameters(config)])
+    double = batch_cost(config, 64, 4, 4, False, "float32")
+    assert double.operations == 2 * base.operations and 1.9 < double.work_bytes / base.work_bytes < 2.1
+    guided = batch_cost(config, 64, 2, 4, True, "float32")
+    assert guided.operations == 2 * base.operations and guided.work_bytes > base.work_bytes
+    assert batch_cost(config, 64, 2, 8, False, "bfloat16").work_bytes < base.work_bytes
+
+
+def parameters(config):
+    from wsigen.models.nasdm import NasdmModel
+
+    return NasdmModel(config).parameter_count
+
+
+def test_a_rectangle_paints_only_what_it_depends_on(tiny_model, demo_mask_path, tmp_path):
+    settings = {"model": str(tiny_model), "device": "cpu", "keep_canvas": True}
+    whole = render(demo_mask_path, tmp_path / "whole.svs", **settings)
+    part = render(demo_mask_path, tmp_path / "part.svs", rect=(210, 130, 90, 80), **settings)
+    assert (part.width, part.height) == (90, 80)
+    assert part.painted <= 16 < whole.painted
+    everything = Canvas.open(tmp_path / "whole.svs.canvas").read_region(210, 130, 90, 80)[0]
+    rgb, known = Canvas.open(tmp_path / "part.svs.canvas").read_region(210, 130, 90, 80)
+    assert known.all() and np.array_equal(rgb, everything)
+    for rect in ((0, 0, 601, 10), (-1, 0, 10, 10), (0, 0, 0, 5)):
+        with pytest.raises(SettingsError, match="--rect"):
+            plan_render(demo_mask_path, tmp_path / "x.svs", RenderSettings(model=str(tiny_model), rect=rect))
+
+
+def test_four_workers_paint_the_same_pixels_into_a_canvas_elsewhere(tiny_model, demo_mask_path, tmp_path):
+    settings = {"model": str(tiny_model), "device": "cpu", "keep_canvas": True}
+    for workers in (1, 4):
+        render(
+            demo_mask_path, tmp_path / f"{workers}.svs", workers=workers, canvas=tmp_path / f"c{workers}", **settings
+        )
+    one, four = (Canvas.open(tmp_path / f"c{n}").read_region(0, 0, 600, 500, require=True)[0] for n in (1, 4))
+    assert np.array_equal(one, four)

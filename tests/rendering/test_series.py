@@ -1,0 +1,54 @@
+"""Many slides on one set of workers, and the manifest of what became of them."""
+
+import csv
+
+import numpy as np
+import openslide
+import pytest
+
+import wsigen
+from wsigen.errors import SettingsError
+from wsigen.masks.demo import write_demo_mask
+from wsigen.models.config import ModelConfig
+from wsigen.series import list_slides
+
+
+def level_pixels(path):
+    with openslide.OpenSlide(path) as slide:
+        return np.asarray(slide.read_region((0, 0), 0, slide.dimensions).convert("RGB"))
+
+
+def rows(folder):
+    with (folder / "manifest.csv").open() as file:
+        return list(csv.DictReader(file))
+
+
+def test_every_mask_with_every_seed_and_one_that_fails(tiny_model, tmp_path):
+    masks = [tmp_path / "a.tif", tmp_path / "b.tif", tmp_path / "bad.tif"]
+    write_demo_mask(masks[0], 260, 200, seed=1)
+    write_demo_mask(masks[1], 200, 260, seed=2)
+    masks[2].write_text("no mask")
+    out, settings = tmp_path / "out", {"model": str(tiny_model), "device": "cpu"}
+    entries = wsigen.render_many(masks, out, seeds=[0, 7], **settings)
+    assert [entry.status for entry in entries] == ["done"] * 4 + ["failed"] * 2
+    listed = rows(out)
+    assert [row["slide"] for row in listed] == [entry.slide for entry in entries]
+    assert "bad.tif" in listed[4]["error"] and listed[0]["width"] == "260"
+    alone = tmp_path / "alone.svs"
+    wsigen.render(masks[1], alone, seed=7, **settings)
+    assert np.array_equal(level_pixels(alone), level_pixels(out / "b_seed7_violet.svs"))
+    assert not list(out.glob("*.canvas"))
+
+    with pytest.raises(SettingsError, match="--resume"):
+        wsigen.render_many(masks[:2], out, **settings)
+    (out / "a_seed0_violet.svs").unlink()
+    again = wsigen.render_many(masks[:2], out, seeds=[0, 7], resume=True, **settings)
+    assert [entry.status for entry in again] == ["done", "skipped", "skipped", "skipped"]
+
+
+def test_names_follow_from_mask_seed_and_style_and_must_differ():
+    config = ModelConfig.preset("tiny")
+    entries = list_slides(["x/a.tif", "b.tif"], [3], ["all"], config)
+    assert [entry.slide for entry in entries] == ["a_seed3_violet.svs", "b_seed3_violet.svs"]
+    with pytest.raises(SettingsError, match="twice"):
+        list_slides(["x/a.tif", "y/a.tif"], [3], [], config)

@@ -1,0 +1,87 @@
+"""Painting on demand: the pixels of the whole slide, from a bounded cache, by many threads."""
+
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+
+from wsigen.masks.slide_mask import SlideMask
+from wsigen.tiling.canvas import Canvas
+from wsigen.tiling.engine import paint_canvas
+from wsigen.tiling.grid import BlockGrid, Rectangle, WindowGrid
+from wsigen.tiling.live import LivePainter
+from wsigen.tiling.spec import run_record
+from wsigen.tiling.survey import survey
+
+WIDTH, HEIGHT = 330, 260
+GRID = WindowGrid(WIDTH, HEIGHT, 64, 8)
+
+
+@pytest.fixture(scope="module")
+def slide(spec, tmp_path_factory):
+    canvas = Canvas.create(tmp_path_factory.mktemp("live") / "c", BlockGrid(GRID, 2), run_record(spec, "m", "w"))
+    paint_canvas(canvas, spec)
+    return canvas.read_region(0, 0, WIDTH, HEIGHT, require=True)[0]
+
+
+@pytest.fixture
+def live(spec, request):
+    with SlideMask.open(spec.mask) as source:
+        occupied = survey(GRID, source, source.scan(), spec.mpp)
+    painter = LivePainter(spec, GRID, occupied, cache_bytes=getattr(request, "param", 64 << 20))
+    yield painter
+    painter.close()
+
+
+def test_a_region_has_the_pixels_of_the_whole_slide_and_costs_only_its_neighbourhood(live, slide):
+    assert not live.is_painted(100, 120, 50, 40)
+    region = live.region(100, 120, 50, 40)
+    assert np.array_equal(region, slide[120:160, 100:150])
+    assert 0 < live.painted <= len(GRID.closure(Rectangle(100, 120, 50, 40)))
+    before = live.painted
+    assert live.is_painted(100, 120, 50, 40)
+    live.region(100, 120, 50, 40)
+    assert live.painted == before, "what is at hand is not painted again"
+
+
+@pytest.mark.parametrize("live", [40_000], indirect=True)
+def test_what_a_small_cache_drops_is_painted_again_the_same(live, slide):
+    assert np.array_equal(live.region(0, 0, WIDTH, HEIGHT), slide)
+    assert live._cached_bytes <= 40_000
+    before = live.painted
+    assert np.array_equal(live.region(0, 0, 60, 60), slide[:60, :60])
+    assert live.painted > before
+
+
+def test_many_threads_paint_a_window_once(live, slide):
+    boxes = [(x, y, 70, 60) for y in (0, 60, 120, 200) for x in (0, 50, 100, 260)] * 2
+    with ThreadPoolExecutor(8) as pool:
+        results = list(pool.map(lambda box: live.region(*box), boxes))
+    for (x, y, w, h), pixels in zip(boxes, results, strict=True):
+        assert np.array_equal(pixels, slide[y : y + h, x : x + w])
+    assert live.painted <= GRID.columns * GRID.rows
+
+
+def test_a_cancelled_region_ends_and_does_not_stop_others(live, slide):
+    asked = []
+
+    def cancelled():
+        asked.append(1)
+        return len(asked) > 2
+
+    with ThreadPoolExecutor(2) as pool:
+        given_up = pool.submit(live.region, 0, 0, 150, 150, cancelled)
+        wanted = pool.submit(live.region, 40, 40, 100, 100)
+        with pytest.raises(InterruptedError):
+            given_up.result()
+        assert np.array_equal(wanted.result(), slide[40:140, 40:140])
+    assert not live._claimed
+
+
+def test_closing_ends_what_is_under_way(spec):
+    painter = LivePainter(spec, GRID, np.ones((GRID.rows, GRID.columns), bool))
+    with ThreadPoolExecutor(1) as pool:
+        running = pool.submit(painter.region, 0, 0, WIDTH, HEIGHT)
+        painter.close()
+        with pytest.raises(InterruptedError):
+            running.result()

@@ -1,0 +1,123 @@
+"""Full batches from many tasks: windows wait here until a batch is together, whichever tasks they come from.
+
+Four kinds of threads work at a time: loaders read masks and context, and stack a batch and start its copy to the
+device; painters launch the model, one on a GPU, one for each core of a CPU; fetchers wait for pixels on their way back;
+the threads of the tasks write chunks. On a GPU at most `AHEAD` batches are queued, so that it always finds one.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+
+import numpy as np
+
+from wsigen.tiling.painter import Launched, Painter, Prepared, WindowJob
+
+AHEAD = 2  # batches on a GPU: one that runs and one that waits
+LEAST_ROOM = 32
+Painted = tuple[np.ndarray, float]  # pixels (W, W, 3) uint8, and the window's share of the device's seconds
+Load = Callable[[], WindowJob | None]
+
+
+class Crew:
+    """The threads of a process; all Studios in it share them. ``lanes`` batches are painted at a time."""
+
+    def __init__(self, lanes: int, loaders: int) -> None:
+        self.lanes = lanes
+        self.loaders = ThreadPoolExecutor(loaders, "wsigen-load")
+        self.painters = ThreadPoolExecutor(lanes, "wsigen-paint")
+        self.fetchers = ThreadPoolExecutor(AHEAD, "wsigen-fetch")
+
+    def close(self) -> None:
+        """Wait for what is under way: little, once the Studios are stopped. Nothing is dropped, or its waiter hangs."""
+        for pool in (self.loaders, self.painters, self.fetchers):
+            pool.shutdown()
+
+
+class Batcher:
+    """Forms batches for one painter. Threads may share it."""
+
+    def __init__(self, painter: Painter, crew: Crew, stopped: threading.Event) -> None:
+        self.painter, self.crew, self.stopped = painter, crew, stopped
+        self._lock = threading.Lock()
+        self._waiting: deque[tuple[WindowJob, Future]] = deque()
+        self._loading = 0
+        self._queued = threading.BoundedSemaphore(AHEAD)
+        # Windows that are read and not yet painted: two batches for each that can be under way. More would take memory
+        # and gain nothing; fewer than a batch and the threads that read would wait for one that never fills.
+        self._room = threading.Semaphore(max(2 * painter.batch_size * (crew.lanes + AHEAD), LEAST_ROOM))
+        self._on_gpu = painter.device.type == "cuda"
+
+    def submit(self, loads: list[Load]) -> list[Future[Painted | None]]:
+        """Load and paint windows; a load that answers None needs no model, and so does its future."""
+        futures: list[Future[Painted | None]] = [Future() for _ in loads]
+        with self._lock:
+            self._loading += len(loads)
+        for load, future in zip(loads, futures, strict=True):
+            try:
+                self.crew.loaders.submit(self._load, load, future)
+            except RuntimeError:  # the crew was sent home
+                future.set_exception(InterruptedError("painting was stopped"))
+        return futures
+
+    def _load(self, load: Load, future: Future) -> None:
+        job = None
+        self._room.acquire()
+        future.add_done_callback(lambda _: self._room.release())
+        try:
+            job = load()
+            if job is None:
+                future.set_result(None)
+        except BaseException as error:
+            future.set_exception(error)
+        batch: list[tuple[WindowJob, Future]] = []
+        with self._lock:
+            self._loading -= 1
+            if job is not None:
+                self._waiting.append((job, future))
+            # Whoever completes a batch takes it; the last one to load takes what there is.
+            if len(self._waiting) >= self.painter.batch_size or not self._loading:
+                count = min(len(self._waiting), self.painter.batch_size)
+                batch = [self._waiting.popleft() for _ in range(count)]
+        if batch:
+            self._guarded([future for _, future in batch], self._prepare, batch)
+
+    def _prepare(self, batch: list[tuple[WindowJob, Future]]) -> None:
+        prepared = self.painter.prepare([job for job, _ in batch])
+        futures = [future for _, future in batch]
+        self.crew.painters.submit(self._guarded, futures, self._launch, prepared, futures)
+
+    def _launch(self, prepared: Prepared, futures: list[Future]) -> None:
+        if not self._on_gpu:
+            self._deliver(self.painter.launch(prepared, self.stopped.is_set), futures)
+            return
+        self._queued.acquire()
+        try:
+            launched = self.painter.launch(prepared, self.stopped.is_set)
+            self.crew.fetchers.submit(self._guarded, futures, self._fetch, launched, futures)
+        except BaseException:
+            self._queued.release()
+            raise
+
+    def _fetch(self, launched: Launched, futures: list[Future]) -> None:
+        try:
+            self._deliver(launched, futures)
+        finally:
+            self._queued.release()
+
+    def _deliver(self, launched: Launched, futures: list[Future]) -> None:
+        windows, seconds = self.painter.fetch(launched)
+        for pixels, future in zip(windows, futures, strict=True):
+            future.set_result((pixels, seconds / len(futures)))
+
+    def _guarded(self, futures: list[Future], step: Callable, *arguments: object) -> None:
+        """Run a step; its error is that of all windows of the batch."""
+        try:
+            step(*arguments)
+        except BaseException as error:
+            for future in futures:
+                if not future.done():
+                    future.set_exception(error)

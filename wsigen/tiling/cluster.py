@@ -1,0 +1,320 @@
+"""Where tasks run: threads of this process, processes of this machine, or a Dask cluster anywhere.
+
+All three answer `submit` with a future and keep a `Workshop` in each process. Locally there is one process for each
+GPU, which alone it sees (CUDA_VISIBLE_DEVICES), or for a share of the cores. On a cluster a worker plugin opens the
+Workshop, also on workers that come later or start again; only tasks and counts travel, pixels go to the canvas.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import uuid
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
+from typing import Any, Protocol, cast
+
+import dask
+import torch
+from distributed import Client, Nanny, Scheduler, SpecCluster, Worker, WorkerPlugin, get_worker
+
+from wsigen.devices import DeviceChoice, choose_device
+from wsigen.errors import ClusterError, SettingsError, WsigenError
+from wsigen.tiling.batches import Crew
+from wsigen.tiling.plan import Task
+from wsigen.tiling.spec import INTRA_OP_THREADS, environment
+from wsigen.tiling.studio import LOADERS, TaskResult, fixed_threads, lanes_for, new_crew
+from wsigen.tiling.workshop import Job, Workshop
+
+TASKS_PER_PROCESS = 3  # one reads, one paints, one writes
+RETRIES = 3  # of a task whose worker died or whose file system failed
+CONNECT_SECONDS = 20
+QUIET = {"DASK_LOGGING__DISTRIBUTED": "critical"}  # what goes wrong in a worker is told by the one line of its error
+
+
+class Painters(Protocol):
+    """Something that runs tasks."""
+
+    capacity: int  # tasks to have in flight
+    lanes: int  # batches that are painted at a time, over all processes
+    live: bool  # whether `counts` knows what running tasks have done
+
+    def prepare(self, job: Job) -> None:
+        """Let every process open a slide now, so that what is wrong is said once and before any task."""
+
+    def submit(self, job: Job, task: Task, priority: int) -> Any:
+        """Start a task, the lowest priority first; its future has `add_done_callback`, `result` and `cancel`."""
+
+    def counts(self, job: Job) -> tuple[int, int]:
+        """Windows painted and filled with glass so far, those of running tasks too; only where `live`."""
+
+    def check(self) -> None:
+        """Raise ClusterError if no task will ever end."""
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What paints: the resolved device, what stands in a run's record about it, and the implementations it chose."""
+
+    device: DeviceChoice
+    environment: dict[str, str]
+    back_ends: dict[str, str]
+
+    @classmethod
+    def here(cls, device: str = "auto", dtype: str = "auto") -> Machine:
+        """This machine. Raises SettingsError for a device that it has not."""
+        from wsigen_kernels.dispatch import attention_choice, norm_choice
+
+        choice = choose_device(device, dtype)
+        back_ends = {"attention": attention_choice().name, "norm": norm_choice().name}
+        return cls(choice, environment(choice.device), back_ends)
+
+    @classmethod
+    def of_cluster(cls, scheduler: str | Client, device: str = "auto", dtype: str = "auto") -> Machine:
+        """The machine of a cluster's workers, which may have GPUs where this one has none; one of them is asked."""
+        with ExitStack() as stack:
+            client = scheduler if isinstance(scheduler, Client) else stack.enter_context(_connect(scheduler))
+            workers = list(client.nthreads())
+            if not workers:
+                raise ClusterError(f"{_address(client)}: the cluster has no workers; start some and try again")
+            answer = client.run(_machine_here, device, dtype, workers=workers[:1])[workers[0]]
+        if isinstance(answer, str):
+            raise SettingsError(f"worker {workers[0]}: {answer}")
+        return cast(Machine, answer)
+
+
+def _machine_here(device: str, dtype: str) -> Machine | str:
+    try:
+        return Machine.here(device, dtype)
+    except WsigenError as error:
+        return str(error)
+
+
+@contextmanager
+def open_painters(device: str, workers: int = 1, scheduler: str | Client | None = None) -> Iterator[Painters]:
+    """Open a place to paint: a cluster by its address or client, ``workers`` processes here, or this process.
+
+    Raises SettingsError for more workers than GPUs, ClusterError where no scheduler answers.
+    """
+    if workers < 1:
+        raise SettingsError(f"--workers {workers}: must be at least 1")
+    with ExitStack() as stack:
+        if scheduler is not None:
+            yield stack.enter_context(_DaskPainters.on_cluster(device, scheduler))
+        elif workers == 1:
+            yield stack.enter_context(_LocalPainters.open(device))
+        else:
+            yield stack.enter_context(_DaskPainters.on_this_machine(device, workers))
+
+
+class _LocalPainters:
+    """Tasks in threads of this process."""
+
+    live = True
+
+    def __init__(self, workshop: Workshop, executor: ThreadPoolExecutor) -> None:
+        self.workshop, self.executor = workshop, executor
+        self.lanes = workshop.crew.lanes
+        self.capacity = tasks_at_once(self.lanes)
+
+    @classmethod
+    @contextmanager
+    def open(cls, device: str) -> Iterator[_LocalPainters]:
+        crew = new_crew(device)
+        workshop = Workshop(crew)
+        with fixed_threads(), ThreadPoolExecutor(tasks_at_once(crew.lanes), "wsigen-task") as executor:
+            try:
+                yield cls(workshop, executor)
+            finally:
+                workshop.close()
+
+    def prepare(self, job: Job) -> None:
+        with self.workshop.studio(job):
+            pass
+
+    def submit(self, job: Job, task: Task, priority: int) -> Any:
+        return self.executor.submit(self.workshop.run, job, task)
+
+    def counts(self, job: Job) -> tuple[int, int]:
+        return self.workshop.counts(job)
+
+    def check(self) -> None:
+        pass
+
+
+class WorkshopPlugin(WorkerPlugin):
+    """Opens a Workshop on every worker of a cluster, also on those that come later or start again.
+
+    ``lanes`` batches are painted at a time (None: as many as the worker has threads), ``loaders`` threads read ahead.
+    """
+
+    def __init__(self, name: str, lanes: int | None, loaders: int | None) -> None:
+        self.name, self.lanes, self.loaders = name, lanes, loaders
+        self.workshop: Workshop | None = None
+
+    def setup(self, worker: Worker) -> None:
+        """Hire the threads; slides and models are opened when tasks name them."""
+        torch.set_num_threads(INTRA_OP_THREADS)
+        threads = worker.state.nthreads
+        crew = Crew(self.lanes or threads, self.loaders or max(LOADERS, threads))
+        self.workshop = Workshop(crew, f"worker {worker.address}")
+
+    def teardown(self, worker: Worker) -> None:
+        """Stop painting."""
+        if self.workshop is not None:
+            self.workshop.close()
+
+
+def _workshop(worker: Worker, name: str) -> Workshop:
+    workshop = cast(WorkshopPlugin, worker.plugins[name]).workshop
+    assert workshop is not None
+    return workshop
+
+
+def run_on_worker(name: str, job: Job, task: Task) -> TaskResult:
+    """Run a task on a Dask worker, with the Workshop that its plugin opened."""
+    return _workshop(get_worker(), name).run(job, task)
+
+
+def prepare_on_worker(name: str, job: Job, dask_worker: Worker) -> str | None:
+    """Open a slide on a Dask worker; what is wrong is returned, as Dask would repeat what is raised in its log."""
+    try:
+        with _workshop(dask_worker, name).studio(job):
+            return None
+    except WsigenError as error:
+        return f"{type(error).__name__} {error}"
+
+
+class _DaskPainters:
+    """Tasks on a Dask cluster, whose workers each hold a Workshop."""
+
+    live = False
+
+    def __init__(self, client: Client, plugin: WorkshopPlugin, lanes_per_worker: int | None) -> None:
+        self.client, self.plugin = client, plugin
+        threads = client.nthreads()
+        # Some more than the threads that run tasks, so that a worker never waits for this process.
+        self.capacity = sum(threads.values()) + 2 * len(threads)
+        self.lanes = sum(lanes_per_worker or count for count in threads.values())
+
+    @classmethod
+    @contextmanager
+    def on_this_machine(cls, device: str, workers: int) -> Iterator[_DaskPainters]:
+        lanes = lanes_for(device, workers)
+        loaders = new_loaders(workers)
+        with (
+            local_cluster(device, workers, tasks_at_once(lanes)) as cluster,
+            Client(cluster.scheduler_address, set_as_default=False) as client,
+        ):
+            plugin = WorkshopPlugin("wsigen", lanes, loaders)
+            with client.as_current():
+                client.register_plugin(plugin)
+            yield cls(client, plugin, lanes)
+
+    @classmethod
+    @contextmanager
+    def on_cluster(cls, device: str, scheduler: str | Client) -> Iterator[_DaskPainters]:
+        with ExitStack() as stack:
+            client = scheduler if isinstance(scheduler, Client) else stack.enter_context(_connect(scheduler))
+            if not client.nthreads():
+                raise ClusterError(f"{_address(client)}: the cluster has no workers; start some and try again")
+            lanes = 1 if torch.device(device).type == "cuda" else None
+            plugin = WorkshopPlugin(f"wsigen-{uuid.uuid4().hex[:8]}", lanes, None)
+            with client.as_current():
+                client.register_plugin(plugin)
+            try:
+                yield cls(client, plugin, lanes)
+            finally:
+                # Frees the models on a cluster that lives on; a failure must not hide the error that ended the run.
+                with suppress(Exception):
+                    client.unregister_worker_plugin(plugin.name)
+
+    def prepare(self, job: Job) -> None:
+        answers = self.client.run(prepare_on_worker, self.plugin.name, job, on_error="return")
+        for address, answer in answers.items():
+            if isinstance(answer, OSError):
+                continue  # a worker that died just now; if it comes back, its first task opens the slide
+            if isinstance(answer, BaseException):
+                raise ClusterError(f"worker {address} failed to open the slide: {answer}") from answer
+            if answer:
+                kind, _, text = answer.partition(" ")
+                raise _ERRORS.get(kind, ClusterError)(text)
+
+    def submit(self, job: Job, task: Task, priority: int) -> Any:
+        key = f"wsigen-{job.name}-{task.key}"
+        options = {"key": key, "priority": -priority, "retries": RETRIES, "pure": False}
+        return self.client.submit(run_on_worker, self.plugin.name, job, task, **options)
+
+    def counts(self, job: Job) -> tuple[int, int]:
+        return 0, 0
+
+    def check(self) -> None:
+        if self.client.status != "running":
+            raise ClusterError(f"{_address(self.client)}: the Dask scheduler is gone; start it and --resume")
+
+
+_ERRORS = {kind.__name__: kind for kind in WsigenError.__subclasses__()}
+
+
+@contextmanager
+def _connect(address: str) -> Iterator[Client]:
+    # What goes wrong between client and scheduler ends in one line of ours; Dask would add a traceback for each retry.
+    logging.getLogger("distributed").setLevel(logging.CRITICAL)
+    try:
+        client = Client(address, set_as_default=False, timeout=CONNECT_SECONDS)
+    except (OSError, ValueError, TypeError) as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise ClusterError(f"--dask-scheduler {address}: no Dask scheduler answers there ({reason})") from error
+    with client:
+        yield client
+
+
+def _address(client: Client) -> str:
+    return str(client.scheduler.address) if client.scheduler is not None else "the cluster"
+
+
+def tasks_at_once(lanes: int) -> int:
+    """Tasks in flight in one process."""
+    return TASKS_PER_PROCESS + lanes - 1
+
+
+def new_loaders(processes: int) -> int:
+    """Threads of one of so many processes on this machine that read ahead."""
+    return max(LOADERS, (os.cpu_count() or 1) // processes)
+
+
+@contextmanager
+def local_cluster(device: str, workers: int, threads: int) -> Iterator[SpecCluster]:
+    """A cluster of processes on this machine; each has a GPU of its own if they paint on GPUs."""
+    gpus = visible_gpus() if torch.device(device).type == "cuda" else []
+    if gpus and workers > len(gpus):
+        raise SettingsError(f"--workers {workers}: this machine shows {len(gpus)} GPUs; use at most one worker each")
+    nannies = {
+        index: {
+            "cls": Nanny,
+            "options": {
+                "nthreads": threads,
+                "memory_limit": 0,
+                "env": {"CUDA_VISIBLE_DEVICES": gpus[index]} if gpus else {},
+                "preload": ["wsigen.tiling.worker_start"],
+            },
+        }
+        for index in range(workers)
+    }
+    scheduler = {
+        "cls": Scheduler,
+        "options": {"host": "127.0.0.1", "port": 0, "dashboard": False, "dashboard_address": "127.0.0.1:0"},
+    }
+    with (
+        dask.config.set({"distributed.nanny.pre-spawn-environ": QUIET}),
+        SpecCluster(workers=nannies, scheduler=scheduler, silence_logs=logging.ERROR) as cluster,
+    ):
+        yield cluster
+
+
+def visible_gpus() -> list[str]:
+    """Names that CUDA_VISIBLE_DEVICES takes for the GPUs that this process may use."""
+    chosen = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return [name for name in chosen.split(",") if name] if chosen else list(map(str, range(torch.cuda.device_count())))

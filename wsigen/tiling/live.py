@@ -1,0 +1,198 @@
+"""Paint on demand: any region of a slide, in memory, without a canvas.
+
+Windows are pure functions of the slide's inputs, so a region painted alone has the pixels of the whole slide. A region
+needs its windows and those that they see, at most nine a window; painted windows are kept in a bounded cache, and what
+was dropped is painted again. Threads may share a LivePainter: a window is painted once, and windows that several
+threads want at a time share batches.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import Future
+from contextlib import ExitStack
+from functools import partial
+
+import numpy as np
+
+from wsigen.masks.slide_mask import SlideMask, resampled_to
+from wsigen.tiling.batches import Batcher, Load
+from wsigen.tiling.grid import Rectangle, Window, WindowGrid
+from wsigen.tiling.painter import WindowJob
+from wsigen.tiling.spec import PaintSpec
+from wsigen.tiling.studio import fixed_threads, load_model, load_window, make_painter, new_crew
+
+CACHE_BYTES = 512 << 20  # 2,600 windows of 256 px
+
+Cancelled = Callable[[], bool]
+Pixels = dict[Window, np.ndarray]  # what windows own, (h, w, 3) uint8
+
+
+def never() -> bool:
+    """Nobody cancels."""
+    return False
+
+
+class LivePainter:
+    """Paints regions of the slide of a spec. ``occupied`` is what `survey` found.
+
+    Close it when done. On a CPU torch runs each operation on one thread meanwhile, in the whole process, since pixels
+    would differ otherwise.
+    """
+
+    def __init__(self, spec: PaintSpec, grid: WindowGrid, occupied: np.ndarray, cache_bytes: int = CACHE_BYTES) -> None:
+        self.spec, self.grid, self.occupied = spec, grid, occupied
+        with ExitStack() as stack:
+            stack.enter_context(fixed_threads())
+            model = load_model(spec)
+            self._source = SlideMask.open(spec.mask, len(model.config.classes))
+            stack.callback(self._source.close)
+            self._mask = resampled_to(self._source, spec.mpp)
+            self._painter = make_painter(spec, model)
+            self._stopped = threading.Event()
+            crew = new_crew(spec.device)
+            stack.callback(crew.close)
+            stack.callback(self._stopped.set)
+            self._batcher = Batcher(self._painter, crew, self._stopped)
+            self._open = stack.pop_all()
+        self._lock = threading.Lock()
+        self._cache: OrderedDict[Window, np.ndarray] = OrderedDict()
+        self._cache_bytes, self._cached_bytes = cache_bytes, 0
+        self._claimed: dict[Window, Future[np.ndarray]] = {}
+        self.painted = 0  # windows that went through the model so far
+
+    @property
+    def glass_rgb(self) -> tuple[int, int, int]:
+        """Colour of clear glass."""
+        return self.spec.style.glass_rgb
+
+    def close(self) -> None:
+        """Stop painting: regions under way raise InterruptedError."""
+        self._open.close()
+
+    def region(self, x: int, y: int, width: int, height: int, cancelled: Cancelled = never) -> np.ndarray:
+        """Pixels of a region inside the slide: uint8 (height, width, 3).
+
+        ``cancelled`` is asked before each window and each stage; InterruptedError is raised once it answers yes.
+        """
+        part = Rectangle(x, y, width, height)
+        wanted = list(self.grid.windows(part))
+        have = self._cached(wanted)
+        missing = [window for window in wanted if window not in have]
+        needed = {near for window in missing for near in (window, *self.grid.dependencies(window))}
+        for stage in sorted({window.stage for window in needed}):
+            self._paint([window for window in needed if window.stage == stage and window not in have], have, cancelled)
+        return self._assembled(part, wanted, have)
+
+    def is_painted(self, x: int, y: int, width: int, height: int) -> bool:
+        """Whether a region is at hand, so that `region` will not paint."""
+        windows = list(self.grid.windows(Rectangle(x, y, width, height)))
+        with self._lock:
+            return all(window in self._cache or not self._occupied(window) for window in windows)
+
+    def _occupied(self, window: Window) -> bool:
+        return bool(self.occupied[window.j, window.i])
+
+    def _cached(self, windows: Iterable[Window]) -> Pixels:
+        found: Pixels = {}
+        with self._lock:
+            for window in windows:
+                if not self._occupied(window):
+                    found[window] = self._glass(window)
+                elif window in self._cache:
+                    self._cache.move_to_end(window)
+                    found[window] = self._cache[window]
+        return found
+
+    def _glass(self, window: Window) -> np.ndarray:
+        width, height = self.grid.owned_size(window.colour)
+        return np.broadcast_to(np.array(self.glass_rgb, np.uint8), (height, width, 3))
+
+    def _paint(self, windows: Sequence[Window], have: Pixels, cancelled: Cancelled) -> None:
+        """Add windows of one stage to ``have``; those that another thread is painting are waited for."""
+        while windows:
+            have |= self._cached(windows)
+            mine, others = self._claim([window for window in windows if window not in have])
+            self._paint_claimed(mine, have, cancelled)
+            # Every thread paints its own claims before it waits, so that none waits for another in a circle.
+            for window, future in others.items():
+                if future.exception() is None:
+                    have[window] = future.result()
+            windows = [window for window in windows if window not in have]  # the other thread was cancelled
+
+    def _claim(self, windows: Iterable[Window]) -> tuple[dict[Window, Future], dict[Window, Future]]:
+        """Futures of windows that nobody else is painting, now claimed, and of those that somebody is."""
+        mine: dict[Window, Future] = {}
+        others: dict[Window, Future] = {}
+        with self._lock:
+            for window in windows:
+                if window in self._claimed:
+                    others[window] = self._claimed[window]
+                else:
+                    mine[window] = self._claimed[window] = Future()
+        return mine, others
+
+    def _paint_claimed(self, claims: dict[Window, Future], have: Pixels, cancelled: Cancelled) -> None:
+        try:
+            loads: list[Load] = [partial(self._load, window, have, cancelled) for window in claims]
+            for window, result in zip(claims, self._batcher.submit(loads), strict=True):
+                painted = result.result()
+                owned = self._glass(window) if painted is None else painted[0][self.grid.owned_within(window)].copy()
+                have[window] = owned
+                self._keep(window, owned, painted is not None)
+                claims[window].set_result(owned)
+        finally:
+            with self._lock:
+                for window, claim in claims.items():
+                    del self._claimed[window]
+                    if not claim.done():
+                        claim.set_exception(InterruptedError("painting was cancelled"))
+
+    def _load(self, window: Window, have: Pixels, cancelled: Cancelled) -> WindowJob | None:
+        if cancelled() or self._stopped.is_set():
+            raise InterruptedError("painting was cancelled")
+        return load_window(
+            self._mask, self.grid, window, self._painter, self.spec.mpp, partial(self._context, have=have)
+        )
+
+    def _context(self, window: Window, have: Pixels) -> tuple[np.ndarray, np.ndarray]:
+        """What a window sees of its neighbours: pixels (W, W, 3), and which of them are known (W, W)."""
+        extent = self.grid.extent(window)
+        context = np.zeros((extent.height, extent.width, 3), np.uint8)
+        known = np.zeros((extent.height, extent.width), bool)
+        for neighbour in self.grid.dependencies(window):
+            target, source = overlap(extent, self.grid.owned(neighbour))
+            context[target], known[target] = have[neighbour][source], True
+        return context, known
+
+    def _keep(self, window: Window, owned: np.ndarray, painted: bool) -> None:
+        with self._lock:
+            self.painted += painted
+            self._cache[window] = owned
+            self._cached_bytes += _bytes_held(owned)
+            while self._cached_bytes > self._cache_bytes and len(self._cache) > 1:
+                self._cached_bytes -= _bytes_held(self._cache.popitem(last=False)[1])
+
+    def _assembled(self, part: Rectangle, windows: Iterable[Window], have: Pixels) -> np.ndarray:
+        pixels = np.empty((part.height, part.width, 3), np.uint8)
+        for window in windows:
+            target, source = overlap(part, self.grid.owned(window))
+            pixels[target] = have[window][source]
+        return pixels
+
+
+def overlap(a: Rectangle, b: Rectangle) -> tuple[tuple[slice, slice], tuple[slice, slice]]:
+    """Rows and columns of what two rectangles share, counted from the corner of the first and of the second."""
+    left, right = max(a.x, b.x), min(a.x + a.width, b.x + b.width)
+    top, bottom = max(a.y, b.y), min(a.y + a.height, b.y + b.height)
+    return (
+        (slice(top - a.y, bottom - a.y), slice(left - a.x, right - a.x)),
+        (slice(top - b.y, bottom - b.y), slice(left - b.x, right - b.x)),
+    )
+
+
+def _bytes_held(pixels: np.ndarray) -> int:
+    """Memory of an array; glass takes none."""
+    return pixels.nbytes if pixels.strides[0] else 0

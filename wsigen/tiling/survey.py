@@ -1,0 +1,49 @@
+"""Which windows may hold more than clear glass, told from the coarse map of a mask that its one scan leaves behind.
+
+The survey errs on one side: a window that it leaves out owns nothing but glass, so that a chunk of such windows is
+written without reading the mask; one that it names may still turn out to be glass when it is read.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from wsigen.masks.conditions import GLASS_DEPTH, UNKNOWN_WITHIN_UM
+from wsigen.masks.slide_mask import MaskSource
+from wsigen.masks.summary import MaskSummary
+from wsigen.tiling.canvas import Chunk
+from wsigen.tiling.grid import COLOURS, Axis, BlockGrid, Colour, WindowGrid
+
+
+def survey(grid: WindowGrid, mask: MaskSource, summary: MaskSummary, mpp: float) -> np.ndarray:
+    """Windows that may need the model: bool (rows, columns) of the grid. ``summary`` is of the mask's own file."""
+    if summary.occupancy is None:
+        return np.ones((grid.rows, grid.columns), bool)
+    halo = GLASS_DEPTH + 1 + (0 if mask.has_tissue else math.ceil(UNKNOWN_WITHIN_UM / mpp))
+    columns = _spans(grid.x_axis, halo, summary.width / mask.width)
+    rows = _spans(grid.y_axis, halo, summary.height / mask.height)
+    return summary.occupancy.touched(columns, rows)
+
+
+def occupied_windows(layout: BlockGrid, chunk: Chunk, occupied: np.ndarray) -> int:
+    """How many windows of a chunk may need the model."""
+    (p, q), colour = chunk
+    side = 2 * layout.b
+    rows = slice(side * q + colour.y, side * (q + 1), 2)
+    return int(np.count_nonzero(occupied[rows, side * p + colour.x : side * (p + 1) : 2]))
+
+
+def windows_by_colour(occupied: np.ndarray) -> dict[Colour, tuple[int, int]]:
+    """For each colour the number of windows, and of those that may need the model."""
+    parts = {colour: occupied[colour.y :: 2, colour.x :: 2] for colour in COLOURS}
+    return {colour: (part.size, int(np.count_nonzero(part))) for colour, part in parts.items()}
+
+
+def _spans(axis: Axis, halo: int, ratio: float) -> np.ndarray:
+    """Pixels [start, stop) of the mask's file that decide what each window owns: (count, 2) int64."""
+    own = [(axis.owned_start(i), axis.owned_start(i) + axis.owned_length(i % 2)) for i in range(axis.count)]
+    spans = np.array(own, np.float64) + np.array([-halo, halo])
+    margin = 0 if ratio == 1 else 2  # of rounding
+    return np.stack([np.floor(spans[:, 0] * ratio) - margin, np.ceil(spans[:, 1] * ratio) + margin], 1).astype(np.int64)

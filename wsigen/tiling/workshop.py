@@ -1,0 +1,127 @@
+"""What a process holds to paint: its threads, a model, and a Studio for each slide that it works on.
+
+One Workshop serves many slides in turn or at a time. Models are loaded once; Studios are opened by the first task of
+their slide and closed when others need their place.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import threading
+from collections import OrderedDict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+from wsigen.errors import StoreError
+from wsigen.models.nasdm import NasdmModel
+from wsigen.tiling.batches import Crew
+from wsigen.tiling.canvas import Canvas
+from wsigen.tiling.plan import Task
+from wsigen.tiling.spec import PaintSpec, environment
+from wsigen.tiling.studio import Studio, TaskResult, load_model
+
+OPEN_STUDIOS = 4  # slides that a process keeps open; each holds a mask's and a canvas's cache
+LOADED_MODELS = 2
+
+
+@dataclass(frozen=True)
+class Job:
+    """One slide to paint, as plain data: what a process needs to open it, and what it must itself be."""
+
+    spec: PaintSpec
+    canvas: str
+    environment: str  # JSON
+
+    @classmethod
+    def of(cls, canvas: Canvas, spec: PaintSpec) -> Job:
+        """The job of a canvas, with paths that hold in every process."""
+        if torch.device(spec.device).type == "cuda":
+            spec = replace(spec, device="cuda")  # each process sees one GPU, or the one that its cluster chose
+        spec = replace(spec, mask=str(Path(spec.mask).resolve()))
+        return cls(spec, str(canvas.path.resolve()), json.dumps(canvas.run["environment"], sort_keys=True))
+
+    @property
+    def name(self) -> str:
+        """A short name that follows from the job alone."""
+        return hashlib.sha256(f"{self.canvas} {self.spec.to_json()}".encode()).hexdigest()[:12]
+
+
+class Workshop:
+    """Paints tasks of any slide with one crew of threads. Threads may share it."""
+
+    def __init__(self, crew: Crew, where: str = "this process") -> None:
+        self.crew, self.where = crew, where
+        self._lock = threading.RLock()
+        self._studios: OrderedDict[str, Studio] = OrderedDict()
+        self._users: dict[str, int] = {}
+        self._models: OrderedDict[tuple[str, str, str], NasdmModel] = OrderedDict()
+
+    def run(self, job: Job, task: Task) -> TaskResult:
+        """Run a task; raises what Studio.run raises, and StoreError on a machine that would paint otherwise."""
+        with self.studio(job) as studio:
+            return studio.run(task)
+
+    @contextmanager
+    def studio(self, job: Job) -> Iterator[Studio]:
+        """The Studio of a slide, opened if need be, and kept open meanwhile."""
+        with self._lock:
+            if job.name not in self._studios:
+                self._studios[job.name] = self._open(job)
+            self._studios.move_to_end(job.name)
+            self._users[job.name] = self._users.get(job.name, 0) + 1
+            studio = self._studios[job.name]
+            self._close_idle()
+        try:
+            yield studio
+        finally:
+            with self._lock:
+                self._users[job.name] -= 1
+
+    def counts(self, job: Job) -> tuple[int, int]:
+        """Windows painted, and filled with glass, by the tasks of a slide so far."""
+        studio = self._studios.get(job.name)
+        return (studio.painted, studio.glass) if studio else (0, 0)
+
+    def stop(self) -> None:
+        """Let running tasks end early, without a result."""
+        for studio in list(self._studios.values()):
+            studio.stop()
+
+    def close(self) -> None:
+        """Stop, wait for the threads, close the masks."""
+        self.stop()
+        self.crew.close()
+        for studio in self._studios.values():
+            studio.close()
+
+    def _open(self, job: Job) -> Studio:
+        found = json.dumps(environment(job.spec.device), sort_keys=True)
+        if found != job.environment:
+            raise StoreError(f"{self.where} has {found}, this run needs {job.environment}; use like machines")
+        for path in (job.spec.mask, job.spec.model, job.canvas):
+            if not Path(path).exists():
+                raise StoreError(
+                    f"{self.where} cannot see {path}; put masks, models and slides where all workers find them "
+                    "under the same path"
+                )
+        return Studio.open(job.spec, job.canvas, self.crew, self._model(job.spec))
+
+    def _model(self, spec: PaintSpec) -> NasdmModel:
+        key = (spec.model, spec.device, spec.dtype)
+        if key not in self._models:
+            while len(self._models) >= LOADED_MODELS:
+                self._models.popitem(last=False)
+            self._models[key] = load_model(spec)
+        self._models.move_to_end(key)
+        return self._models[key]
+
+    def _close_idle(self) -> None:
+        idle = [name for name in self._studios if not self._users[name]]
+        for name in idle[: max(0, len(self._studios) - OPEN_STUDIOS)]:
+            self._studios.pop(name).close()
+            del self._users[name]
