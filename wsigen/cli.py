@@ -278,9 +278,14 @@ class _Display:
         self.bars.update(self.painting, completed=windows)
 
     def on_signal(self, _signal: int, _frame: object) -> None:
-        """Ctrl-C. The exception is lost where Python runs a destructor or a callback from C, so it is noted too."""
+        """Ctrl-C: at once while nothing is painted, or the second time; else at the next report, a moment later.
+
+        An exception from a signal handler is lost where it meets a destructor or a callback: the render would go on.
+        """
+        painting, again = self.painting is not None, self.interrupted
         self.interrupted = True
-        raise KeyboardInterrupt
+        if again or not painting:
+            raise KeyboardInterrupt
 
     def _raise_if_interrupted(self) -> None:
         if self.interrupted:

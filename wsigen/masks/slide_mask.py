@@ -117,11 +117,14 @@ class MaskSource(ABC):
         reading: deque[Future[MaskWindow]] = deque()
         with ThreadPoolExecutor(BANDS_AHEAD, "wsigen-bands") as pool:
             for y in range(0, self.height, rows):
-                reading.append(pool.submit(self._read_inside, 0, y, self.width, min(rows, self.height - y)))
+                reading.append(pool.submit(self._read_band, y, min(rows, self.height - y)))
                 if len(reading) > BANDS_AHEAD:
                     yield from _slices(reading.popleft().result(), sliced)
             while reading:
                 yield from _slices(reading.popleft().result(), sliced)
+
+    def _read_band(self, y: int, rows: int) -> MaskWindow:
+        return self._read_inside(0, y, self.width, rows)
 
     def _check_content(self, summary: MaskSummary) -> None:
         nuclei, tissue = sum(summary.class_pixels), summary.tissue_share or 0.0
@@ -199,8 +202,13 @@ class SlideMask(MaskSource):
             return tallest * max(1, affordable // tallest)
         return affordable
 
-    def _read_inside(self, x: int, y: int, w: int, h: int) -> MaskWindow:
-        pixels = {name: self._read_plane(plane, x, y, w, h) for name, plane in self._planes.items()}
+    def _read_band(self, y: int, rows: int) -> MaskWindow:
+        """Rows for the scan; segments that lie in one band are seen once and need no cache."""
+        once = all(self._band_rows() % plane.segment_height == 0 for plane in self._planes.values())
+        return self._read_inside(0, y, self.width, rows, keep=not once)
+
+    def _read_inside(self, x: int, y: int, w: int, h: int, keep: bool = True) -> MaskWindow:
+        pixels = {name: self._read_plane(plane, x, y, w, h, keep) for name, plane in self._planes.items()}
         self._check_classes(pixels["class"], x, y)
         if "tissue" in pixels:
             self._check_tissue(pixels["tissue"], x, y)
@@ -211,22 +219,23 @@ class SlideMask(MaskSource):
             None if tissue is None else tissue.astype(np.uint8, copy=False),
         )
 
-    def _read_plane(self, plane: Plane, x: int, y: int, w: int, h: int) -> np.ndarray:
+    def _read_plane(self, plane: Plane, x: int, y: int, w: int, h: int, keep: bool) -> np.ndarray:
         out = np.empty((h, w), plane.dtype)
         for row in range(y // plane.segment_height, (y + h - 1) // plane.segment_height + 1):
             for column in range(x // plane.segment_width, (x + w - 1) // plane.segment_width + 1):
                 left, top = column * plane.segment_width, row * plane.segment_height
-                segment = self._segment(plane, row * plane.across + column)
+                segment = self._segment(plane, row * plane.across + column, keep)
                 y0, y1 = max(y, top), min(y + h, top + segment.shape[0])
                 x0, x1 = max(x, left), min(x + w, left + segment.shape[1])
                 out[y0 - y : y1 - y, x0 - x : x1 - x] = segment[y0 - top : y1 - top, x0 - left : x1 - left]
         return out
 
-    def _segment(self, plane: Plane, index: int) -> np.ndarray:
+    def _segment(self, plane: Plane, index: int, keep: bool) -> np.ndarray:
         segment = self._cache.get((plane.name, index))
         if segment is None:
             segment = self._decoded(plane, index)
-            self._cache.put((plane.name, index), segment)
+            if keep:
+                self._cache.put((plane.name, index), segment)
         return segment
 
     def _decoded(self, plane: Plane, index: int) -> np.ndarray:

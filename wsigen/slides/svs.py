@@ -25,7 +25,7 @@ from wsigen.slides.replacing import replacing
 from wsigen.slides.tiled_tiff import TILE, TiledTiff, TileJpeg
 
 MAX_SIDE = 10_000_000
-READERS = 3  # panels that are read at a time; three keep 16 encoding cores busy
+READERS = 2  # panels that are read at a time, each of 40 MB or so
 RowReader = Callable[[int, int], np.ndarray]
 PanelReader = Callable[[int, int, int, int], np.ndarray]
 Panels = Generator[tuple[int, int, np.ndarray], None, None]  # x, y, pixels

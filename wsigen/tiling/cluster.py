@@ -260,8 +260,7 @@ _ERRORS = {kind.__name__: kind for kind in WsigenError.__subclasses__()}
 
 @contextmanager
 def _connect(address: str) -> Iterator[Client]:
-    # What goes wrong between client and scheduler ends in one line of ours; Dask would add a traceback for each retry.
-    logging.getLogger("distributed").setLevel(logging.CRITICAL)
+    _silence_dask()
     try:
         client = Client(address, set_as_default=False, timeout=CONNECT_SECONDS)
     except (OSError, ValueError, TypeError) as error:
@@ -269,6 +268,12 @@ def _connect(address: str) -> Iterator[Client]:
         raise ClusterError(f"--dask-scheduler {address}: no Dask scheduler answers there ({reason})") from error
     with client:
         yield client
+
+
+def _silence_dask() -> None:
+    """What goes wrong with our cluster ends in one line; Dask and its loop would add a traceback for each retry."""
+    for name in ("distributed", "tornado.application", "asyncio"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
 
 
 def _address(client: Client) -> str:
@@ -288,6 +293,7 @@ def new_loaders(processes: int) -> int:
 @contextmanager
 def local_cluster(device: str, workers: int, threads: int) -> Iterator[SpecCluster]:
     """A cluster of processes on this machine; each has a GPU of its own if they paint on GPUs."""
+    _silence_dask()
     gpus = visible_gpus() if torch.device(device).type == "cuda" else []
     if gpus and workers > len(gpus):
         raise SettingsError(f"--workers {workers}: this machine shows {len(gpus)} GPUs; use at most one worker each")
@@ -309,7 +315,7 @@ def local_cluster(device: str, workers: int, threads: int) -> Iterator[SpecClust
     }
     with (
         dask.config.set({"distributed.nanny.pre-spawn-environ": QUIET}),
-        SpecCluster(workers=nannies, scheduler=scheduler, silence_logs=logging.ERROR) as cluster,
+        SpecCluster(workers=nannies, scheduler=scheduler, silence_logs=logging.CRITICAL) as cluster,
     ):
         yield cluster
 
