@@ -6,6 +6,7 @@ import tomllib
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
+from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +17,11 @@ if TYPE_CHECKING:
 @cache
 def render_defaults() -> dict[str, Any]:
     """Read the defaults that ship with the package."""
-    return tomllib.loads(resources.files("wsigen.configs").joinpath("render.toml").read_text(encoding="utf-8"))
+    try:
+        folder: Traversable = resources.files("wsigen.configs")
+    except ModuleNotFoundError:  # run from a checkout, as python -m wsigen in it does: configs/ stands beside wsigen/
+        folder = Path(__file__).parents[1] / "configs"
+    return tomllib.loads(folder.joinpath("render.toml").read_text(encoding="utf-8"))
 
 
 @dataclass(frozen=True)

@@ -13,11 +13,13 @@ from wsigen.masks.window import MaskWindow
 from wsigen.masks.writer import write_slide_mask
 
 CODE = """
-import resource, sys
+import sys
+from pathlib import Path
 from wsigen.rendering import render
 if __name__ == "__main__":
     result = render(sys.argv[1], sys.argv[2], model=sys.argv[3], device="cpu", steps=1, window=256, overlap=32)
-    print(result.width, result.painted, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+    peak = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
+    print(result.width, result.painted, peak.split()[1])
 """
 
 
