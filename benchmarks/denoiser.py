@@ -338,7 +338,7 @@ def report(results: list[dict[str, Any]]) -> None:
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
 @click.option(
-    "--model", default="nasdm-colon-20x-small", show_default=True, help="Name, folder, or preset:NAME (untrained)."
+    "--model", default="nasdm-colon-20x", show_default=True, help="Name, folder, or preset:NAME (untrained)."
 )
 @click.option("--device", default="auto", type=click.Choice(["auto", "cpu", "cuda"]), show_default=True)
 @click.option("--dtype", default="auto", type=click.Choice(["auto", "bfloat16", "float16", "float32"]))
