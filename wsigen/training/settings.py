@@ -66,6 +66,7 @@ class AugmentSettings:
 class TrainSettings:
     """A whole recipe."""
 
+    task: str = "denoise"  # denoise, distill, segment or features: see wsigen.training.loop.TASKS
     architecture: str = "nasdm-colon-20x"
     seed: int = 0
     phases: tuple[Phase, ...] = ()
@@ -80,6 +81,8 @@ class TrainSettings:
     known_weight: float = 0.25  # share of known pixels in the loss; without it painting ignores its neighbours
     border_weight: float = 2.0  # added to the weight of unknown pixels within 8 px of known ones
     crop_stride: int = 8
+    folds: int = 0  # leave out every so many-th source image, from number `fold`; 0: train on all
+    fold: int = 0
     rare_class_weight: tuple[float, ...] = ()  # added to a crop's sampling weight when it holds the class
     machine_label_weight: float = 0.7  # factor for crops whose labels a network made
     log_every: int = 50
