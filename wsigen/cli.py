@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 STOPPED = 130  # exit code after Ctrl-C, as shells have it
 PATH = click.Path(path_type=Path)
+SAMPLERS = ["ddpm", "ddim", "dpm++2m", "unipc", "consistency"]
 
 
 class _Commands(click.Group):
@@ -49,7 +50,7 @@ def main() -> None:
 @click.option("--style", help="Stain: a style's name (wsigen models), or a picture or slide to measure.")
 @click.option("--seed", type=int, help="Same seed, same slide. [default: 0]")
 @click.option("--steps", type=click.IntRange(1, 1000), help="Denoising steps. [default: the model's]")
-@click.option("--sampler", type=click.Choice(["ddpm", "ddim", "dpm++2m", "unipc"]), help="[default: the model's]")
+@click.option("--sampler", type=click.Choice(SAMPLERS), help="[default: the model's]")
 @click.option("--guidance-scale", type=float, help="Classifier-free guidance; 1 is off. [default: 1]")
 @click.option("--window", type=int, help="Side of a window, px. [default: the model's]")
 @click.option("--overlap", type=int, help="Pixels that neighbouring windows share. [default: the model's]")

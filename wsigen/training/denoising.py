@@ -91,7 +91,8 @@ class DenoisingTrainer(Trainer):
     def show(self, window: int) -> None:
         """Write a sample sheet of held-out crops."""
         path = self.out / "samples" / f"step-{self.step:06d}.png"
-        write_sample_sheet(cast(NasdmModel, self.averaged), self.held_out, window, path)
+        steps = self.config.num_inference_steps
+        write_sample_sheet(cast(NasdmModel, self.averaged), self.held_out, window, path, min(steps, 8))
 
 
 def _configure(settings: TrainSettings, manifest: Manifest, bank: PatchBank) -> ModelConfig:
