@@ -14,6 +14,7 @@ from wsigen_kernels import BackendError
 
 from wsigen import __version__
 from wsigen.errors import SettingsError, WsigenError
+from wsigen.evaluation.commands import audit, distill, evaluate, study
 
 if TYPE_CHECKING:
     from wsigen.rendering import RenderPlan, RenderResult
@@ -357,3 +358,7 @@ def train(
         report=click.echo,
     )
     click.echo(f"step {result.step} of {result.total_steps}, {result.images} images, {result.seconds:.0f} s")
+
+
+for command in (evaluate, audit, study, distill):
+    main.add_command(command)
