@@ -158,7 +158,7 @@ def audit(slide: Path, index: Path | None, features: str, count: int, seed: int,
     click.echo(
         f"near-copies of training patches: {found.share:.1%} (real held-out patches: {found.held_out_share:.1%})"
     )
-    click.echo(f"median distance to the nearest: {found.median:.3f} (of real held-out patches: {found.held_out_median:.3f})")
+    click.echo(f"median distance: {found.median:.3f} (real held-out patches: {found.held_out_median:.3f})")
 
 
 @click.group()

@@ -148,15 +148,20 @@ def match(classes: np.ndarray, instances: np.ndarray, found: Found) -> Matching:
         nuclei.append(Nucleus(int(original[index]), int(kinds[index]), x, y, int(areas[index]), iou, kind))
     found_centres = _centres(found.instances, number)
     loose = [
-        (int(found.classes[index]), *found_centres[index - 1]) for index in range(1, number + 1) if not taken[index]
+        (int(found.classes[index]), *found_centres[index - 1])
+        for index in range(1, number + 1)
+        if found_areas[index] and not taken[index]
     ]
     return Matching(nuclei, loose)
 
 
 def _centres(ids: np.ndarray, count: int) -> list[tuple[float, float]]:
-    if count == 0:
-        return []
-    return [(float(x), float(y)) for y, x in ndimage.center_of_mass(ids > 0, ids, np.arange(1, count + 1))]
+    """Mean (x, y) of the pixels of ids 1..count; (0, 0) for an id that has none."""
+    rows, columns = np.nonzero(ids)
+    which = ids[rows, columns]
+    number = np.maximum(np.bincount(which, minlength=count + 1), 1)
+    x, y = (np.bincount(which, place, count + 1) / number for place in (columns, rows))
+    return [(float(x[index]), float(y[index])) for index in range(1, count + 1)]
 
 
 @dataclass

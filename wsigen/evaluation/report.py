@@ -29,7 +29,7 @@ class Section:
     key: str  # in report.json
     title: str
     says: str
-    rows: list[Row] = field(default_factory=list)
+    rows: Sequence[Row] = ()
     notes: list[str] = field(default_factory=list)
     pictures: list[str] = field(default_factory=list)
 

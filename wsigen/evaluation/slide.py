@@ -16,7 +16,7 @@ from wsigen.devices import choose_device
 from wsigen.errors import MaskError, SettingsError, SlideError
 from wsigen.evaluation.distances import frechet_distance, kernel_distance
 from wsigen.evaluation.features import describe
-from wsigen.evaluation.fidelity import FidelityScores, Matching, find_nuclei, instances_of, match
+from wsigen.evaluation.fidelity import FidelityScores, Found, Matching, find_nuclei, instances_of, match
 from wsigen.evaluation.material import real_patches
 from wsigen.evaluation.memorisation import WINDOW, TrainingIndex
 from wsigen.evaluation.networks import FeatureNetwork, SegmentationNetwork
@@ -25,6 +25,7 @@ from wsigen.evaluation.seams import SeamScores, seam_scores
 from wsigen.evaluation.slides import SlidePixels
 from wsigen.evaluation.stain import StainStatistics
 from wsigen.masks.slide_mask import SlideMask
+from wsigen.masks.window import MaskWindow
 from wsigen.models.stain import TISSUE_MIN_OD, optical_density
 
 TILE = 384  # px of a tile's core
@@ -111,7 +112,7 @@ def _fidelity(
     names = network.config.classes.names
     painted, floor = FidelityScores(len(names)), FidelityScores(len(names))
     tiles = _tiles(slide.width, slide.height)
-    shift = (slide.width // 2, slide.height // 2)
+    shift = (round(0.382 * slide.width), round(0.382 * slide.height))  # not half: masks may repeat themselves
     area = (slide.mpp or network.config.mpp) ** 2
     nuclei = 0
     with (report.folder / NUCLEI_FILE).open("w", newline="", encoding="utf-8") as file:
@@ -122,9 +123,10 @@ def _fidelity(
         for number, (x, y) in enumerate(tiles):
             progress("nuclei", number, len(tiles))
             core = (x, y, min(TILE, slide.width - x), min(TILE, slide.height - y))
-            found = find_nuclei(network, _read_around(slide, x, y)[None], device)[0]
-            for scores, (left, top) in ((painted, (x, y)), (floor, ((x + shift[0]), (y + shift[1])))):
-                there = mask.read(left - HALO, top - HALO, TILE + 2 * HALO, TILE + 2 * HALO)
+            found = _clipped(find_nuclei(network, _read_around(slide, x, y)[None], device)[0], slide, x, y)
+            elsewhere = ((x + shift[0]) % slide.width, (y + shift[1]) % slide.height)
+            for scores, (left, top) in ((painted, (x, y)), (floor, elsewhere)):
+                there = _mask_around(mask, left, top)
                 ids = instances_of(there.classes) if there.instances is None else there.instances.astype(np.int64)
                 inside = np.s_[HALO : HALO + core[3], HALO : HALO + core[2]]
                 scores.add_pixels(there.classes[inside], found.plane[inside])
@@ -155,8 +157,8 @@ def _fidelity(
     return Section(
         "fidelity",
         "Mask fidelity",
-        "What a segmentation network reads from the slide, against its mask; *shuffled*: against the mask half a slide "
-        f"away, the floor. The ceiling, real pictures, is in the report of `wsigen evaluate patches`. {NUCLEI_FILE} "
+        "What a segmentation network reads from the slide, against its mask; *shuffled*: against the mask of another "
+        f"place, the floor. The ceiling, real pictures, is in the report of `wsigen evaluate patches`. {NUCLEI_FILE} "
         "has a line for each nucleus.",
         rows,
     )
@@ -169,6 +171,30 @@ def _read_around(slide: SlidePixels, x: int, y: int) -> np.ndarray:
     pixels = slide.read(left, top, right - left, bottom - top)
     pads = ((top - y + HALO, y + TILE + HALO - bottom), (left - x + HALO, x + TILE + HALO - right), (0, 0))
     return np.pad(pixels, pads, mode="symmetric")
+
+
+def _mask_around(mask: SlideMask, x: int, y: int) -> MaskWindow:
+    """The mask of tile and halo; background outside the slide, where a reflected nucleus would count twice."""
+    side = TILE + 2 * HALO
+    left, top = max(0, x - HALO), max(0, y - HALO)
+    right, bottom = min(mask.width, x + TILE + HALO), min(mask.height, y + TILE + HALO)
+    inside = mask.read(left, top, right - left, bottom - top)
+    place = np.s_[top - y + HALO : bottom - y + HALO, left - x + HALO : right - x + HALO]
+    classes = np.zeros((side, side), np.uint8)
+    classes[place] = inside.classes
+    if inside.instances is None:
+        return MaskWindow(classes)
+    ids = np.zeros((side, side), np.uint32)
+    ids[place] = inside.instances
+    return MaskWindow(classes, ids)
+
+
+def _clipped(found: Found, slide: SlidePixels, x: int, y: int) -> Found:
+    """Finds of tile and halo without what lies outside the slide."""
+    rows = np.arange(y - HALO, y + TILE + HALO)
+    columns = np.arange(x - HALO, x + TILE + HALO)
+    real = ((rows >= 0) & (rows < slide.height))[:, None] & ((columns >= 0) & (columns < slide.width))
+    return Found(np.where(real, found.instances, 0), found.classes, np.where(real, found.plane, np.uint8(0)))
 
 
 def _within(matching: Matching, width: int, height: int) -> Matching:
