@@ -182,15 +182,10 @@ def paint_patches(
         def noise(step: int, x: torch.Tensor = place, y: torch.Tensor = origin) -> torch.Tensor:
             return coordinate_normals(options.seed, x, y, window, window, step, device=where)
 
-        pixels = denoise(
-            model,
-            schedule,
-            sampler,
-            inputs,
-            noise(0),
-            lambda step, noise=noise: noise(step + 1),
-            options.guidance_scale,
-        )
+        def fresh(step: int, noise: Callable[[int], torch.Tensor] = noise) -> torch.Tensor:
+            return noise(step + 1)
+
+        pixels = denoise(model, schedule, sampler, inputs, noise(0), fresh, options.guidance_scale)
         pixels = ((pixels + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
         painted.append(pixels.permute(0, 2, 3, 1).cpu().numpy())
         tick(len(part))

@@ -13,6 +13,7 @@ import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -130,7 +131,8 @@ class TrainingIndex:
         """Read what :meth:`save` wrote; ModelError where it is missing or damaged."""
         try:
             described = json.loads((Path(folder) / DESCRIPTION_FILE).read_text(encoding="utf-8"))
-            return cls(**load_file(Path(folder) / INDEX_FILE), **described)
+            values: dict[str, Any] = {**load_file(Path(folder) / INDEX_FILE), **described}
+            return cls(**values)
         except Exception as error:  # OSError, ValueError, TypeError, and safetensors' own
             raise ModelError(
                 f"{folder}: no readable index of training patches ({error}); `wsigen evaluate index` writes one"

@@ -48,7 +48,8 @@ class NetworkConfig:
         try:
             data: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
             data["classes"] = ClassTable.from_config(data["classes"])
-            return cls(**{key: tuple(v) if isinstance(v, list) else v for key, v in data.items()})
+            values: dict[str, Any] = {key: tuple(v) if isinstance(v, list) else v for key, v in data.items()}
+            return cls(**values)
         except OSError as error:
             raise ModelError(
                 f"{folder}: holds no readable {CONFIG_FILE}; give a folder that wsigen train wrote"

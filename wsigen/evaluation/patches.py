@@ -111,7 +111,6 @@ def evaluate_patches(settings: PatchEvaluation, progress: Progress = lambda what
         size = min(len(real), len(painted))  # distances and floors need equal numbers
         real, painted = real.take(np.arange(size)), painted.take(np.arange(size))
     real, painted = (part.with_images(jpeg_history(part.images, settings.jpeg_quality)) for part in (real, painted))
-    progress("features", 0, 2)
     of_real, of_painted = (describe(network, part.images, device) for part in (real, painted))
     bench = _Bench(
         settings, device, choice, material, real, painted, network, segmenter, of_real, of_painted, model, progress

@@ -39,7 +39,7 @@ class StainStatistics:
             means.append(tissue.mean(0))
             pixels.append(tissue[rng.integers(0, len(tissue), share)])
         sample = np.concatenate(pixels) if pixels else np.zeros((2, 3), np.float32)
-        correlation = np.corrcoef(sample.T + 1e-9 * rng.standard_normal((3, len(sample))))
+        correlation = np.atleast_2d(np.corrcoef(sample.T + 1e-9 * rng.standard_normal((3, len(sample)))))
         return cls(
             sample.mean(0),
             sample.std(0),
