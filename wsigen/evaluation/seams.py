@@ -5,7 +5,8 @@ is therefore compared only with columns at the same position modulo 16, a few bl
 statistics of a real slide, with the borders drawn where the painter would have had them, say what chance gives.
 
 A *site* is a stretch of SITE px along a border. Of each site a strip is read across the border, and strips of the same
-size at its *controls*. Ratios are of sums over sites; their intervals come from resampling sites (bootstrap).
+size at its *controls*. Ratios are of sums over sites; their intervals come from resampling blocks of sites
+(bootstrap).
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ CONTROLS = 4
 BAND = 4  # px to each side in which blur is looked for
 TISSUE_OD = 0.06  # sites paler than this show glass, where nothing is to be seen
 BOOTSTRAPS = 400
+BLOCK = 384  # px: sites of one block are drawn, and held out, together
 NEIGHBOUR_PERIODS = 6
 
 Reader = Callable[[int, int, int, int], np.ndarray]  # x, y, width, height -> (h, w, 3) uint8
@@ -43,6 +45,10 @@ class Strips:
     borders: np.ndarray
     controls: np.ndarray
     place: np.ndarray  # (S, 2) x and y of each site at level 0
+
+    def blocks(self, side: int) -> np.ndarray:
+        """Number of the block of ``side`` px that each site lies in: (S,)."""
+        return (self.place // side) @ np.array([1, 1 << 20])
 
 
 @dataclass(frozen=True)
@@ -143,7 +149,10 @@ def seam_scores(
     strips = sample_strips(read, width, height, window, overlap, sites, seed)
     rng = np.random.default_rng(seed)
     statistics = [_gradient, _laplacian, _step]
-    ratios = [_ratio(statistic(strips.borders), statistic(strips.controls).mean(1), rng) for statistic in statistics]
+    ratios = [
+        _ratio(statistic(strips.borders), statistic(strips.controls).mean(1), strips.blocks(BLOCK), rng)
+        for statistic in statistics
+    ]
     periods = [
         period_ratio(read, width, height, window, overlap),
         period_ratio(lambda x, y, w, h: read(y, x, h, w).transpose(1, 0, 2), height, width, window, overlap),
@@ -178,11 +187,12 @@ def _step(strips: np.ndarray) -> np.ndarray:
     return np.abs(sides[1] - sides[0]).mean(-1)
 
 
-def _ratio(borders: np.ndarray, controls: np.ndarray, rng: np.random.Generator) -> Estimate:
-    """Ratio of sums over sites (S,) with its interval."""
-    draws = rng.integers(0, len(borders), (BOOTSTRAPS, len(borders)))
-    bootstraps = borders[draws].sum(1) / controls[draws].sum(1)
-    low, high = np.percentile(bootstraps, (2.5, 97.5))
+def _ratio(borders: np.ndarray, controls: np.ndarray, blocks: np.ndarray, rng: np.random.Generator) -> Estimate:
+    """Ratio of sums over sites (S,) with its interval; neighbouring sites are drawn together: they share tissue."""
+    _, block = np.unique(blocks, return_inverse=True)
+    sums = [np.bincount(block, values) for values in (borders, controls)]
+    draws = rng.integers(0, len(sums[0]), (BOOTSTRAPS, len(sums[0])))
+    low, high = np.percentile(sums[0][draws].sum(1) / sums[1][draws].sum(1), (2.5, 97.5))
     return Estimate(float(borders.sum() / controls.sum()), float(low), float(high))
 
 
@@ -225,7 +235,7 @@ def border_auc(strips: Strips, seed: int = 0) -> float:
     features = np.concatenate([_profiles(strips.borders), _profiles(controls)])
     is_border = np.repeat([True, False], [len(strips.borders), len(controls)])
     # A site and its controls go to the same side, as do its neighbours: they share tissue.
-    blocks = (strips.place // 512) @ np.array([1, 1 << 20])
+    blocks = strips.blocks(BLOCK)
     return cross_validated_auc(features, is_border, np.concatenate([blocks, np.repeat(blocks, 2)]), seed)
 
 

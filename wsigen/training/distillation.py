@@ -50,8 +50,10 @@ class ConsistencyTrainer(DenoisingTrainer):
             )
         self.config = replace(self.config, sampler="consistency", num_inference_steps=STUDENT_STEPS)
         student.config = self.config
-        self.teacher = NasdmModel.from_pretrained(settings.initial_model).to(self.process.device)
-        self.teacher.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch types omit it
+        teacher = NasdmModel.from_pretrained(settings.initial_model).to(self.process.device)
+        teacher.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch types omit it
+        compiled = torch.compile(teacher, dynamic=False) if self.compile_model else teacher
+        self.teacher = cast(Callable[..., Tensor], compiled)
         return cast(Trainable, student)
 
     def draw(self, bank: PatchBank, window: int, size: int, generator: torch.Generator) -> NoisyBatch:

@@ -122,7 +122,7 @@ class Trainer(ABC):
     columns: tuple[str, ...] = ()
 
     def __init__(self, settings: TrainSettings, data: Path, out: Path, process: Process, compile_model: bool) -> None:
-        self.settings, self.out, self.process = settings, out, process
+        self.settings, self.out, self.process, self.compile_model = settings, out, process, compile_model
         manifest = manifests.load(data)
         device = process.device
         self.bank, self.held_out = (self.open_bank(data, manifest, split) for split in ("train", "val"))
