@@ -241,6 +241,19 @@ def test_a_study_compares_arms_and_resumes(data, painter, tmp_path):
     assert all(name.startswith("painted_") or name[-1] in "efg" for name in names)
 
 
+def test_distill_writes_a_painter_that_renders_in_two_steps(data, painter, painted_slide, tmp_path):
+    run_folder, small = tmp_path / "run", tmp_path / "small.tif"
+    tiny = ("--set", "phases=[{windows=[64], batches=[2], steps=2}]", "--set", "evaluate_every=9", "--device", "cpu")
+    result = run("distill", "--model", painter, "--data", data, "-o", run_folder, "--guidance-scale", 1.5, *tiny)
+    assert result.exit_code == 0 and "step 2 of 2" in result.output, result.output
+    assert json.loads((run_folder / "settings.json").read_text())["distill"]["guidance_scale"] == 1.5
+    write_slide_mask(small, 96, 64, 0.5, [MaskWindow(picture(0)[1][:64, :96])], False, False)
+    result = run("render", small, "--model", run_folder / "model", "--steps", 2, "--device", "cpu")
+    assert result.exit_code == 0, result.output
+    recorded = json.loads(small.with_suffix(".json").read_text())["paint"]
+    assert (recorded["sampler"], recorded["num_inference_steps"]) == ("consistency", 2)
+
+
 # --- reports ----------------------------------------------------------------------------------------------------------
 
 
