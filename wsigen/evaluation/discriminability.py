@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import numpy as np
 
+from wsigen.evaluation.material import LabelledPatches
 from wsigen.evaluation.probe import cross_validated_auc
+from wsigen.masks.conditions import instance_edges
 from wsigen.models.stain import optical_density
 
 RINGS = 24
@@ -44,27 +46,22 @@ def nuclear_sharpness(patches: np.ndarray, edges: np.ndarray) -> np.ndarray:
 
 
 def discriminate(
-    painted: np.ndarray,
-    real: np.ndarray,
-    scales: tuple[np.ndarray, np.ndarray],
-    edges: np.ndarray,
-    groups: list[str],
-    seed: int = 0,
+    painted: LabelledPatches, real: LabelledPatches, scales: tuple[np.ndarray, np.ndarray], seed: int = 0
 ) -> list[dict[str, object]]:
-    """AUC of probes on several views of (N, W, W, 3) painted and real patches of the same masks.
+    """AUC of probes on several views of painted and real patches; ``scales`` are their multi-scale features (N, M).
 
-    ``scales`` are their multi-scale features (N, M), ``edges`` (N, W, W) the edges of their masks' nuclei. A source
-    image stands on one side of each cross-validation split, painted and real.
+    Patches of one source image stand on one side of each cross-validation split, painted and real.
     """
-    labels = np.repeat([True, False], len(painted))
-    both = np.array(groups * 2)
+    labels = np.repeat([True, False], [len(painted), len(real)])
+    groups = np.array(painted.groups + real.groups)
+    edges = [np.stack([instance_edges(ids) > 0 for ids in part.instances]) for part in (painted, real)]
     views = {
         "multi-scale features": scales,
-        "frequency spectrum": (radial_spectrum(painted), radial_spectrum(real)),
-        "colour": (colour_moments(painted), colour_moments(real)),
-        "edges of nuclei": (nuclear_sharpness(painted, edges), nuclear_sharpness(real, edges)),
+        "frequency spectrum": tuple(radial_spectrum(part.images) for part in (painted, real)),
+        "colour": tuple(colour_moments(part.images) for part in (painted, real)),
+        "edges of nuclei": tuple(nuclear_sharpness(p.images, e) for p, e in zip((painted, real), edges)),
     }
     return [
-        {"view": name, "AUC": cross_validated_auc(np.concatenate(view), labels, both, seed)}
+        {"view": name, "AUC": cross_validated_auc(np.concatenate(view), labels, groups, seed)}
         for name, view in views.items()
     ]

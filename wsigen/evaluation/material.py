@@ -29,6 +29,7 @@ from wsigen.training.settings import TrainSettings
 
 Tick = Callable[[int], None]
 PAINT_BATCH = {"cuda": 32, "cpu": 2, "mps": 4}
+PUBLISHED_GROUPS = 20
 ON_THE_GRID = 1 << 20  # px between the places whose noise patches take
 
 
@@ -131,9 +132,9 @@ def published_samples(path: Path, count: int, seed: int = 0) -> LabelledPatches:
         )
     chosen = np.sort(np.random.default_rng(seed).permutation(len(images))[:count])
     classes = labels[chosen]
-    return LabelledPatches(
-        images[chosen], classes, np.stack([instances_of(c) for c in classes]), [path.stem] * len(chosen)
-    )
+    # Where they come from is not known: neighbours in the file are taken for one source image.
+    groups = [f"{path.stem} {PUBLISHED_GROUPS * place // len(images)}" for place in chosen]
+    return LabelledPatches(images[chosen], classes, np.stack([instances_of(c) for c in classes]), groups)
 
 
 @dataclass(frozen=True)

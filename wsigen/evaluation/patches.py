@@ -30,7 +30,6 @@ from wsigen.evaluation.memorisation import WINDOW, TrainingIndex, centre, pixel_
 from wsigen.evaluation.networks import FeatureNetwork, SegmentationNetwork
 from wsigen.evaluation.report import Report, Section, sheet
 from wsigen.evaluation.stain import BINS, CHANNELS, StainStatistics
-from wsigen.masks.conditions import instance_edges
 from wsigen.models.nasdm import NasdmModel
 from wsigen.models.registry import DEFAULT_MODEL
 
@@ -88,11 +87,11 @@ def evaluate_patches(settings: PatchEvaluation, progress: Progress = lambda what
     network = FeatureNetwork.from_pretrained(settings.features).to(device)
     segmenter = SegmentationNetwork.from_pretrained(settings.segmenter).to(device)
     model = None if settings.samples else load_painter(settings.model or DEFAULT_MODEL, choice)
-    published = published_samples(settings.samples, settings.count, settings.paint.seed) if settings.samples else None
+    published = published_samples(settings.samples, settings.count) if settings.samples else None
     window = published.images.shape[1] if published is not None else settings.window or _window_of(model)
     if published is not None and settings.window not in (None, window):
         raise SettingsError(f"--window {settings.window}: the samples are of {window} px")
-    material = real_patches(settings.data, "val", window, settings.count, device, settings.paint.seed)
+    material = real_patches(settings.data, "val", window, settings.count, device)  # the same for every model
     report = Report(settings.out, "Painted patches against real ones", _command(settings), settings.overwrite)
     real = material.patches
     if published is None:
@@ -230,9 +229,7 @@ def _fidelity(bench: _Bench, report: Report) -> Section:
 def _discriminability(bench: _Bench, report: Report) -> Section:
     if len(set(bench.real.groups)) < 2:
         return Section("discriminability", "Discriminability", "Needs patches of two or more source images.")
-    edges = np.stack([instance_edges(ids) > 0 for ids in bench.real.instances])
-    scales = (bench.of_painted.scales, bench.of_real.scales)
-    rows = discriminate(bench.painted.images, bench.real.images, scales, edges, bench.real.groups)
+    rows = discriminate(bench.painted, bench.real, (bench.of_painted.scales, bench.of_real.scales))
     painted, real = (radial_spectrum(part.images).mean(0) for part in (bench.painted, bench.real))
 
     def draw(axes) -> None:  # type: ignore[no-untyped-def]
