@@ -7,7 +7,7 @@ from drawn import picture
 from scipy import ndimage
 
 from wsigen.errors import DataError, ModelError
-from wsigen.evaluation.discriminability import colour_moments, nuclear_sharpness, radial_spectrum
+from wsigen.evaluation.discriminability import colour_moments, network_auc, nuclear_sharpness, radial_spectrum
 from wsigen.evaluation.diversity import diversity
 from wsigen.evaluation.memorisation import TrainingIndex, centre, correlation, pixel_similarity, symmetries
 from wsigen.evaluation.networks import FeatureNetwork
@@ -59,6 +59,18 @@ def test_sharpness_is_taken_at_nuclei():
     sharp, soft = nuclear_sharpness(images, edges), nuclear_sharpness(blurred(images), edges)
     assert (sharp[:, 0] > 2 * sharp[:, 1]).all() and (soft[:, 0] < 0.8 * sharp[:, 0]).all()
     assert not nuclear_sharpness(images, np.zeros_like(edges))[:, 0].any()
+
+
+def test_a_small_network_sees_blur_and_not_what_is_not_there():
+    from wsigen.evaluation.material import LabelledPatches
+
+    def of(images):
+        nothing = np.zeros(images.shape[:3], np.uint8)
+        return LabelledPatches(images, nothing, nothing, [f"slide {index % 6}" for index in range(len(images))])
+
+    images, others = patches(range(24))[:, :48, :48], patches(range(24, 48))[:, :48, :48]
+    assert network_auc(of(blurred(others)), of(images), CPU, steps=25) > 0.9
+    assert 0.2 < network_auc(of(others), of(images), CPU, steps=5) < 0.8
 
 
 def test_correlation_finds_a_part_wherever_it_lies():

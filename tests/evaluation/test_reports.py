@@ -77,7 +77,7 @@ def test_jpeg_history_leaves_its_grid(data):
 def test_patches_of_a_model_are_measured(data, painter, networks, tmp_path):
     out = tmp_path / "report"
     command = ("evaluate", "patches", "--data", data, "-o", out, "--model", painter, "--window", 64, "--count", 24)
-    result = run(*command, *networks)
+    result = run(*command, *networks, "--network-steps", 2)
     assert result.exit_code == 0, result.output
     report = report_of(out)
     sections = {"setup", "distances", "fidelity", "discriminability", "stain", "diversity", "memorisation"}
@@ -114,7 +114,19 @@ def test_copies_of_training_patches_are_found(data, networks, tmp_path):
     turned = np.rot90(patches.images, 1, (1, 2))
     np.savez(tmp_path / "copies.npz", images=turned, labels=np.rot90(patches.classes, 1, (1, 2)))
     out = tmp_path / "report"
-    result = run("evaluate", "patches", "--data", data, "-o", out, "--samples", tmp_path / "copies.npz", *networks)
+    result = run(
+        "evaluate",
+        "patches",
+        "--data",
+        data,
+        "-o",
+        out,
+        "--samples",
+        tmp_path / "copies.npz",
+        *networks,
+        "--network-steps",
+        2,
+    )
     assert result.exit_code == 0, result.output
     painted = rows_by(report_of(out), "memorisation", "patches")["painted"]
     assert painted["share of near-copies"] == 1 and painted["above 0.9"] == 1
@@ -122,7 +134,7 @@ def test_copies_of_training_patches_are_found(data, networks, tmp_path):
 
 def test_inception_that_cannot_be_had_is_one_clear_note(data, samples, networks, tmp_path):
     out = tmp_path / "report"
-    options = ("--inception", "--inception-weights", tmp_path / "none.pth", "--no-memorisation")
+    options = ("--network-steps", 1, "--inception", "--inception-weights", tmp_path / "none.pth", "--no-memorisation")
     result = run("evaluate", "patches", "--data", data, "-o", out, "--samples", samples, *networks, *options)
     assert result.exit_code == 0, result.output
     (note,) = report_of(out)["distances"]["notes"]

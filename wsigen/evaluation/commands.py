@@ -59,6 +59,7 @@ def evaluate() -> None:
 @click.option("--inception", is_flag=True, help="Also FID, KID and Inception Score over Inception (torch-fidelity).")
 @click.option("--inception-weights", help="File of Inception's weights. [default: fetched]")
 @click.option("--memorisation/--no-memorisation", default=True, help="Look patches up among the training patches.")
+@click.option("--network-steps", type=click.IntRange(1), default=400, show_default=True, help="Of the small network.")
 @click.option("--device", type=DEVICES, default="auto", show_default=True)
 @click.option("--overwrite", is_flag=True, help="Replace an existing report.")
 def evaluate_patches(**options: Any) -> None:

@@ -1,18 +1,25 @@
-"""Discriminability: how well a linear probe tells painted from real patches, and where it looks.
+"""Discriminability: how well a linear probe, or a small network, tells painted from real patches, and where it looks.
 
 The strictest measure of all: one statistic that painting misses is enough. Both sets must have the same JPEG history.
 """
 
 from __future__ import annotations
 
-import numpy as np
+from itertools import pairwise
 
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from wsigen.evaluation.features import to_images
 from wsigen.evaluation.material import LabelledPatches
-from wsigen.evaluation.probe import cross_validated_auc
+from wsigen.evaluation.probe import auc, cross_validated_auc, folds_of
 from wsigen.masks.conditions import instance_edges
 from wsigen.models.stain import optical_density
 
 RINGS = 24
+NETWORK_STEPS, NETWORK_BATCH, NETWORK_FOLDS = 400, 32, 3
 
 
 def radial_spectrum(patches: np.ndarray) -> np.ndarray:
@@ -65,3 +72,48 @@ def discriminate(
         {"view": name, "AUC": cross_validated_auc(np.concatenate(view), labels, groups, seed)}
         for name, view in views.items()
     ]
+
+
+def network_auc(
+    painted: LabelledPatches, real: LabelledPatches, device: torch.device, steps: int = NETWORK_STEPS, seed: int = 0
+) -> float:
+    """AUC of a small convolutional network that learns from pixels, on source images that it did not see."""
+    images = np.concatenate([painted.images, real.images])
+    labels = np.repeat([True, False], [len(painted), len(real)])
+    values, weights = [], []
+    for inside in folds_of(np.array(painted.groups + real.groups), NETWORK_FOLDS, seed):
+        held = labels[inside]
+        if held.all() or not held.any() or labels[~inside].all() or not labels[~inside].any():
+            continue
+        scores = _train_and_score(images[~inside], labels[~inside], images[inside], device, steps, seed)
+        values.append(auc(scores, held))
+        weights.append(len(held))
+    return float(np.average(values, weights=weights)) if values else float("nan")
+
+
+def _train_and_score(
+    images: np.ndarray, labels: np.ndarray, unseen: np.ndarray, device: torch.device, steps: int, seed: int
+) -> np.ndarray:
+    """Train on (N, W, W, 3) and (N,) bool, half of each batch of either kind; log-odds (M,) of the unseen ones."""
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        widths = (3, 24, 48, 96)
+        layers: list[nn.Module] = []
+        for before, after in pairwise(widths):
+            layers += [nn.Conv2d(before, after, 3, padding=1), nn.GroupNorm(8, after), nn.SiLU(), nn.AvgPool2d(2)]
+        network = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(widths[-1], 1)).to(device)
+    optimiser = torch.optim.AdamW(network.parameters(), 1e-3, weight_decay=0.05)
+    rng = np.random.default_rng(seed)
+    kinds = [np.flatnonzero(labels), np.flatnonzero(~labels)]
+    target = torch.tensor([1.0, 0.0], device=device).repeat_interleave(NETWORK_BATCH // 2)
+    for _ in range(steps):
+        chosen = np.concatenate([rng.choice(kind, NETWORK_BATCH // 2) for kind in kinds])
+        batch = np.rot90(images[chosen], int(rng.integers(4)), (1, 2))
+        batch = batch[:, :, ::-1] if rng.integers(2) else batch
+        loss = F.binary_cross_entropy_with_logits(network(to_images(batch, device))[:, 0], target)
+        optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        optimiser.step()
+    with torch.inference_mode():
+        parts = [network(to_images(part, device))[:, 0] for part in np.array_split(unseen, -(-len(unseen) // 64))]
+    return torch.cat(parts).cpu().numpy()

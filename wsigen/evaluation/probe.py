@@ -60,16 +60,9 @@ def cross_validated_auc(features: np.ndarray, labels: np.ndarray, groups: np.nda
 
     Raises DataError where there are too few groups to hold some out.
     """
-    names = np.unique(groups)
-    folds = min(FOLDS, len(names))
-    if folds < 2:
-        raise DataError("a cross-validated AUC needs samples of two or more groups")
-    fold_of = dict(zip(np.random.default_rng(seed).permutation(names).tolist(), np.arange(len(names)) % folds))
-    fold = np.array([fold_of[group] for group in groups.tolist()])
     # Ranks within a fold: the scales of two probes need not be the same.
     values = []
-    for index in range(folds):
-        inside = fold == index
+    for inside in folds_of(groups, FOLDS, seed):
         held, rest = labels[inside], labels[~inside]
         if held.all() or not held.any() or rest.all() or not rest.any():
             continue
@@ -77,3 +70,14 @@ def cross_validated_auc(features: np.ndarray, labels: np.ndarray, groups: np.nda
     if not values:
         raise DataError("a cross-validated AUC needs samples of both kinds in every part")
     return float(np.average([value for value, _ in values], weights=[size for _, size in values]))
+
+
+def folds_of(groups: np.ndarray, folds: int, seed: int) -> list[np.ndarray]:
+    """Split samples (N,) into at most ``folds`` parts of whole groups: (N,) bool, true inside the part, for each."""
+    names = np.unique(groups)
+    folds = min(folds, len(names))
+    if folds < 2:
+        raise DataError("a cross-validated AUC needs samples of two or more groups")
+    places = np.random.default_rng(seed).permutation(len(names)) % folds
+    fold = places[np.searchsorted(names, groups)]
+    return [fold == index for index in range(folds)]
