@@ -236,6 +236,8 @@ def border_auc(strips: Strips, seed: int = 0) -> float:
     is_border = np.repeat([True, False], [len(strips.borders), len(controls)])
     # A site and its controls go to the same side, as do its neighbours: they share tissue.
     blocks = strips.blocks(BLOCK)
+    if len(np.unique(blocks)) < 2:
+        return float("nan")  # too small a slide to hold anything out
     return cross_validated_auc(features, is_border, np.concatenate([blocks, np.repeat(blocks, 2)]), seed)
 
 

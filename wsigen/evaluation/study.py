@@ -31,6 +31,7 @@ from wsigen.training.manifest import Manifest, TrainingImage
 from wsigen.training.settings import TrainSettings
 
 ARMS = ("real", "painted", "both", "both, rare classes more often")
+EVEN = (0.0,) * 6  # every mask as often, some several times, each time with other noise
 RARE = (20.0, 0.0, 0.0, 2.0, 20.0, 0.0)  # neutrophils, plasma cells and eosinophils
 Progress = Callable[[str, int, int], None]
 
@@ -63,7 +64,7 @@ def study_segmentation(study: Study, progress: Progress = lambda what, done, tot
     choice = choose_device(study.device)
     device = torch.device(choice.device)
     folders = {"real": study.data}
-    for arm, rare in (("painted", ()), ("both", ()), (ARMS[3], RARE)):
+    for arm, rare in (("painted", EVEN), ("both", EVEN), (ARMS[3], RARE)):
         folders[arm] = study.out / "data" / arm.replace(", ", "-").replace(" ", "-")
         if (folders[arm] / folder_format.FILE_NAME).is_file():
             continue
