@@ -55,7 +55,7 @@ class InceptionFeatures:
 class Inception:
     """Inception v3 of the Fréchet inception distance, through torch-fidelity, with its own bilinear resize to 299 px.
 
-    ``weights`` is the file pt_inception-2015-12-05-6726825d.pth; without it torch-fidelity fetches it. Raises
+    ``weights`` is the file weights-inception-2015-12-05-6726825d.pth; without it torch-fidelity fetches it. Raises
     ModelError in one line where package or weights cannot be had.
     """
 
@@ -73,8 +73,8 @@ class Inception:
         except Exception as error:  # of the download or of the file: URLError, OSError, RuntimeError, pickle's
             reason = (str(error) or type(error).__name__).splitlines()[0]
             raise ModelError(
-                f"Inception's weights cannot be had ({reason}); fetch pt_inception-2015-12-05-6726825d.pth and give "
-                "its path with --inception-weights, or leave them out"
+                f"Inception's weights cannot be had ({reason}); fetch weights-inception-2015-12-05-6726825d.pth and "
+                "give its path with --inception-weights, or leave them out"
             ) from error
         self.extractor = extractor.to(device).eval()
         self.device = device
