@@ -105,9 +105,7 @@ def write_folder(folder: Path, real: Path, material: Material, images: np.ndarra
             _link(locate(real, entry.name), locate(partial, entry.name))
         entries.append(entry)
     patches = material.patches
-    for number, (image, classes, ids, group) in enumerate(
-        zip(images, patches.classes, patches.instances, patches.groups)
-    ):
+    for number, (image, classes, ids) in enumerate(zip(images, patches.classes, patches.instances)):
         name = f"painted_{number:05d}"
         pyvips.Image.new_from_array(image).webpsave(str(folder_format.image_path(partial, name)), lossless=True)
         pyvips.Image.new_from_array(classes).pngsave(str(folder_format.label_path(partial, name)))
@@ -117,7 +115,7 @@ def write_folder(folder: Path, real: Path, material: Material, images: np.ndarra
         plane = pyvips.Image.new_from_array(np.ascontiguousarray(small)).copy(interpretation="grey16")
         plane.pngsave(str(folder_format.instance_path(partial, name)))
         height, width = classes.shape
-        entries.append(TrainingImage(name, "painted", f"painted {group}", "train", width, height, "manual"))
+        entries.append(TrainingImage(name, "painted", "painted", "train", width, height, "manual"))
     result = replace(manifest, images=tuple(entries))
     folder_format.save(result, partial)
     partial.rename(folder)
