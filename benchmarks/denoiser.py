@@ -337,9 +337,7 @@ def report(results: list[dict[str, Any]]) -> None:
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
-@click.option(
-    "--model", default="nasdm-colon-20x", show_default=True, help="Name, folder, or preset:NAME (untrained)."
-)
+@click.option("--model", default="nasdm-colon-20x", show_default=True, help="Name, folder, or preset:NAME (untrained).")
 @click.option("--device", default="auto", type=click.Choice(["auto", "cpu", "cuda"]), show_default=True)
 @click.option("--dtype", default="auto", type=click.Choice(["auto", "bfloat16", "float16", "float32"]))
 @click.option("--batch", default=2, type=click.IntRange(min=1), show_default=True, help="Windows a forward.")

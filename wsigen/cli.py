@@ -15,6 +15,7 @@ from wsigen_kernels import BackendError
 
 from wsigen import __version__
 from wsigen.errors import SettingsError, WsigenError
+from wsigen.evaluation.commands import audit, distill, evaluate, study
 
 if TYPE_CHECKING:
     from wsigen.rendering import RenderPlan, RenderResult
@@ -26,6 +27,7 @@ PATH = click.Path(path_type=Path)
 # Of slides/formats.py and masks/exporters, which are not imported for --help.
 SLIDE_FORMATS = ["svs", "ome.tiff", "tiff", "dzi", "ome.zarr", "dicom"]
 LABEL_FORMATS = ["geojson", "db", "coco", "ome.zarr"]
+SAMPLERS = ["ddpm", "ddim", "dpm++2m", "unipc", "consistency"]
 
 
 class _Commands(click.Group):
@@ -60,7 +62,7 @@ def main() -> None:
 @click.option("--seeds", help="Paint every mask with each of these seeds: 0-9, or numbers with commas.")
 @click.option("--rect", type=int, nargs=4, metavar="X Y W H", help="Paint only this part: level-0 pixels.")
 @click.option("--steps", type=click.IntRange(1, 1000), help="Denoising steps. [default: the model's]")
-@click.option("--sampler", type=click.Choice(["ddpm", "ddim", "dpm++2m", "unipc"]), help="[default: the model's]")
+@click.option("--sampler", type=click.Choice(SAMPLERS), help="[default: the model's]")
 @click.option("--guidance-scale", type=float, help="Classifier-free guidance; 1 is off. [default: 1]")
 @click.option("--window", type=int, help="Side of a window, px. [default: the model's]")
 @click.option("--overlap", type=int, help="Pixels that neighbouring windows share. [default: the model's]")
@@ -691,3 +693,7 @@ def train(
         report=click.echo,
     )
     click.echo(f"step {result.step} of {result.total_steps}, {result.images} images, {result.seconds:.0f} s")
+
+
+for command in (evaluate, audit, study, distill):
+    main.add_command(command)

@@ -18,7 +18,8 @@ from wsigen.models.nasdm import NasdmModel
 from wsigen.models.stain import StyleRange
 from wsigen.training import manifest as folder_format
 from wsigen.training.corrupt import Corruptor, context_mask
-from wsigen.training.loop import pixel_weights, train
+from wsigen.training.denoising import pixel_weights
+from wsigen.training.loop import train
 from wsigen.training.patches import PRESENT_PIXELS, PatchBank
 from wsigen.training.prepare import prepare
 from wsigen.training.settings import (

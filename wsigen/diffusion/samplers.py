@@ -25,7 +25,7 @@ from wsigen.diffusion.gaussian import learned_range_log_variance
 from wsigen.diffusion.schedules import NoiseSchedule
 from wsigen.errors import SettingsError
 
-SamplerName = Literal["ddpm", "ddim", "dpm++2m", "unipc"]
+SamplerName = Literal["ddpm", "ddim", "dpm++2m", "unipc", "consistency"]
 Spacing = Literal["trailing", "leading", "linspace", "log_snr"]
 
 
@@ -252,6 +252,14 @@ def _multistep_plan(knots: list[_Knot], _eta: float) -> list[StepCoefficients]:
     return plan
 
 
+def _consistency_plan(knots: list[_Knot], _eta: float) -> list[StepCoefficients]:
+    """Multistep consistency sampling, Song et al. 2023 (arXiv 2303.01469), algorithm 1: ``alpha_s x_0 + sigma_s z``.
+
+    Of a model that was tuned for it; of any other it gives what its first data predictions are, which is blurred.
+    """
+    return [StepCoefficients(now.t, x=0.0, x0=after.alpha, noise=after.sigma) for now, after in pairwise(knots)]
+
+
 def _unipc_plan(knots: list[_Knot], eta: float) -> list[StepCoefficients]:
     """UniPC-2 with B(h) = e^h - 1 and data prediction, Zhao et al. 2023 (arXiv 2302.04867).
 
@@ -300,4 +308,5 @@ _PLANS: dict[str, Callable[[list[_Knot], float], list[StepCoefficients]]] = {
     "ddim": _ddim_plan,
     "dpm++2m": _multistep_plan,
     "unipc": _unipc_plan,
+    "consistency": _consistency_plan,
 }

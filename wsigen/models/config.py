@@ -62,7 +62,7 @@ class ModelConfig:
     window: int = 256  # default window of the tiler, px
     overlap: int = 32
     num_inference_steps: int = 8
-    sampler: Literal["ddpm", "ddim", "dpm++2m", "unipc"] = "dpm++2m"
+    sampler: Literal["ddpm", "ddim", "dpm++2m", "unipc", "consistency"] = "dpm++2m"
     unet: UNetConfig = field(default_factory=UNetConfig)
     style_range: StyleRange = field(default_factory=StyleRange)
     styles: tuple[StainStyle, ...] = ()

@@ -56,9 +56,9 @@ class Corruptor:
         bytes_ = crops.planes
         batch, _, window, _ = bytes_.shape
         device = bytes_.device
-        power = self._stain_power(batch, generator, device)
-        pixels = _apply_power(bytes_[:, :3].float(), power[:, :, None, None])
-        glass_white = _apply_power(self.glass[crops.group], power)
+        power = stain_power(self.augment, batch, generator, device)
+        pixels = apply_power(bytes_[:, :3].float(), power[:, :, None, None])
+        glass_white = apply_power(self.glass[crops.group], power)
         style = self._style(crops.group, power, generator)
 
         image = pixels / 127.5 - 1
@@ -72,11 +72,6 @@ class Corruptor:
 
     def _coin(self, batch: int, share: float, generator: torch.Generator, device: torch.device) -> Tensor:
         return (torch.rand(batch, generator=generator, device=device) < share)[:, None, None, None]
-
-    def _stain_power(self, batch: int, generator: torch.Generator, device: torch.device) -> Tensor:
-        overall = torch.randn((batch, 1), generator=generator, device=device) * self.augment.overall
-        channel = torch.randn((batch, 3), generator=generator, device=device) * self.augment.channel
-        return (overall + channel).exp()
 
     def _style(self, group: Tensor, power: Tensor, generator: torch.Generator) -> Tensor:
         """Style after the jitter (multiplying OD multiplies its mean and deviation), normalised, with noise."""
@@ -111,7 +106,14 @@ class Corruptor:
         return (torch.lerp(image, blurred, mix) + tint + strength * noise).clamp(-1, 1)
 
 
-def _apply_power(pixels: Tensor, power: Tensor) -> Tensor:
+def stain_power(augment: AugmentSettings, batch: int, generator: torch.Generator, device: torch.device) -> Tensor:
+    """Draw what optical density is multiplied by, (B, 3): about 1."""
+    overall = torch.randn((batch, 1), generator=generator, device=device) * augment.overall
+    channel = torch.randn((batch, 3), generator=generator, device=device) * augment.channel
+    return (overall + channel).exp()
+
+
+def apply_power(pixels: Tensor, power: Tensor) -> Tensor:
     """Multiply optical density by ``power``: intensities in 0..255 to intensities in 0..255."""
     return (((pixels + 1) / 256) ** power * 256 - 1).clamp(0, 255)
 

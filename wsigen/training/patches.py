@@ -16,7 +16,7 @@ from torch import Tensor
 
 from wsigen.errors import DataError, ModelError
 from wsigen.models.stain import StainStyle, StyleRange, measure_style
-from wsigen.training.fields import PixelFields, pixel_fields
+from wsigen.training.fields import PixelFields, nucleus_depth, pixel_fields
 from wsigen.training.manifest import (
     Manifest,
     TrainingImage,
@@ -28,13 +28,13 @@ from wsigen.training.manifest import (
 )
 from wsigen.training.settings import TrainSettings
 
-PLANES = 8  # r, g, b, classes, edges, tissue, derived tissue, glass
+PLANES = 8  # r, g, b, classes, edges, tissue, derived tissue, glass; a ninth where asked for: depth
 PRESENT_PIXELS = 40  # a class counts as present in a crop from this many pixels: about a third of a lymphocyte
 
 
 @dataclass(frozen=True)
 class Crops:
-    """A batch of raw crops: bytes (B, 8, W, W) uint8 in the order of PLANES, and the group each was cut from."""
+    """A batch of raw crops: bytes (B, 8 or 9, W, W) uint8 in the order of PLANES, and the group each was cut from."""
 
     planes: Tensor
     group: Tensor
@@ -53,25 +53,39 @@ class CropTable:
 class PatchBank:
     """All images of one split, on a device.
 
-    ``split`` is "train" or "val"; group statistics (stain styles) are kept by group.
+    ``split`` is "train" or "val"; group statistics (stain styles) are kept by group. ``depth`` adds a plane that
+    tells nuclei of a network that learns to find them: see :func:`nucleus_depth`.
     """
 
-    def __init__(self, folder: Path, manifest: Manifest, split: str, settings: TrainSettings, device: torch.device):
-        self.settings, self.device = settings, device
+    def __init__(
+        self,
+        folder: Path,
+        manifest: Manifest,
+        split: str,
+        settings: TrainSettings,
+        device: torch.device,
+        depth: bool = False,
+    ):
+        self.settings, self.device, self.split = settings, device, split
         self.entries = [entry for entry in manifest.images if entry.split == split]
+        if split == "train" and settings.folds:
+            self.entries = without_fold(self.entries, settings.folds, settings.fold)
         if not self.entries:
             raise DataError(f"{folder}: the manifest lists no image of split {split!r}; hold out or add some")
+        planes = PLANES + depth
         self.class_count = len(manifest.classes)
         with ThreadPoolExecutor(8) as pool:
             loaded = list(pool.map(lambda entry: _load(folder, entry, manifest.mpp), self.entries))
+            depths = pool.map(lambda entry: _depth(folder, entry), self.entries) if depth else iter(())
         self._fields = [fields for _, fields in loaded]
         sizes = np.array([rgb.shape[0] * rgb.shape[1] for rgb, _ in loaded], np.int64)
         self.offset = torch.tensor(np.concatenate([[0], np.cumsum(sizes)[:-1]]), device=device)
         self.width = torch.tensor([rgb.shape[1] for rgb, _ in loaded], device=device)
-        self.pixels = torch.empty((int(sizes.sum()), PLANES), dtype=torch.uint8, device=device)
+        self.pixels = torch.empty((int(sizes.sum()), planes), dtype=torch.uint8, device=device)
         for start, (rgb, fields) in zip(self.offset.tolist(), loaded):
-            packed = np.dstack([rgb, fields.classes, fields.edges, fields.tissue, fields.derived, fields.glass])
-            flat = torch.from_numpy(packed.reshape(-1, PLANES))
+            parts = [rgb, fields.classes, fields.edges, fields.tissue, fields.derived, fields.glass]
+            packed = np.dstack([*parts, next(depths)] if depth else parts)
+            flat = torch.from_numpy(packed.reshape(-1, planes))
             self.pixels[start : start + len(flat)] = flat.to(device)
         self.groups, self.styles = _group_styles(self.entries, loaded)
         index_of = {group: index for index, group in enumerate(self.groups)}
@@ -143,6 +157,14 @@ class PatchBank:
         return xs[columns].astype(np.int64), ys[rows].astype(np.int64), weight[rows, columns]
 
 
+def without_fold(entries: list[TrainingImage], folds: int, fold: int) -> list[TrainingImage]:
+    """Leave out every ``folds``-th source image, counted by name from number ``fold``: for cross-validation."""
+    if not 0 <= fold < folds:
+        raise DataError(f"fold {fold}: must lie in 0..{folds - 1}, as there are {folds} folds")
+    left_out = set(sorted({entry.group for entry in entries})[fold::folds])
+    return [entry for entry in entries if entry.group not in left_out]
+
+
 def _window_sums(plane: np.ndarray, ys: np.ndarray, xs: np.ndarray, window: int) -> np.ndarray:
     """Sum of a plane over windows with their upper left corner at every (y, x), through an integral image."""
     integral = np.zeros((plane.shape[0] + 1, plane.shape[1] + 1), np.int64)
@@ -156,6 +178,10 @@ def _load(folder: Path, entry: TrainingImage, mpp: float) -> tuple[np.ndarray, P
     labels = read_label(label_path(folder, entry.name))
     instances = read_label(instance_path(folder, entry.name))
     return rgb, pixel_fields(rgb, labels, instances, mpp)
+
+
+def _depth(folder: Path, entry: TrainingImage) -> np.ndarray:
+    return nucleus_depth(read_label(instance_path(folder, entry.name)))
 
 
 def _group_styles(

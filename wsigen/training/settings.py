@@ -63,9 +63,34 @@ class AugmentSettings:
 
 
 @dataclass(frozen=True)
+class AppearanceSettings:
+    """How pictures are spoilt for networks that measure, so that they neither depend on a scanner nor overlook it."""
+
+    blur: float = 0.5  # share of pictures that are blurred
+    blur_most: float = 1.2  # largest deviation of the Gaussian, px
+    noise: float = 0.5  # share of pictures with noise
+    noise_most: float = 0.08  # largest deviation of the noise, of a range of 2
+
+
+@dataclass(frozen=True)
+class DistillSettings:
+    """Consistency tuning: see wsigen.training.distillation."""
+
+    guidance_scale: float = 1.0  # of the teacher, baked into the student; 1 is off
+    teacher: bool = True  # the step from t to r follows the teacher; without: the noise that made x_t
+    first_ratio: float = 4.0  # r = t (1 - 1/q ...): q at the start ...
+    last_ratio: float = 256.0  # ... and at the end
+    stages: int = 7  # q grows geometrically in so many equal stretches
+    mean_log_sigma: float = -0.8  # noise levels are drawn log-normally
+    std_log_sigma: float = 1.6
+    huber: float = 0.03  # per-value scale below which errors count squared: a hundredth of the pixels' deviation
+
+
+@dataclass(frozen=True)
 class TrainSettings:
     """A whole recipe."""
 
+    task: str = "denoise"  # denoise, distill, segment or features: see wsigen.training.loop.TASKS
     architecture: str = "nasdm-colon-20x"
     seed: int = 0
     phases: tuple[Phase, ...] = ()
@@ -80,6 +105,8 @@ class TrainSettings:
     known_weight: float = 0.25  # share of known pixels in the loss; without it painting ignores its neighbours
     border_weight: float = 2.0  # added to the weight of unknown pixels within 8 px of known ones
     crop_stride: int = 8
+    folds: int = 0  # leave out every so many-th source image, from number `fold`; 0: train on all
+    fold: int = 0
     rare_class_weight: tuple[float, ...] = ()  # added to a crop's sampling weight when it holds the class
     machine_label_weight: float = 0.7  # factor for crops whose labels a network made
     log_every: int = 50
@@ -88,6 +115,8 @@ class TrainSettings:
     context: ContextSettings = field(default_factory=ContextSettings)
     condition: ConditionSettings = field(default_factory=ConditionSettings)
     augment: AugmentSettings = field(default_factory=AugmentSettings)
+    appearance: AppearanceSettings = field(default_factory=AppearanceSettings)
+    distill: DistillSettings = field(default_factory=DistillSettings)
     styles: dict[str, str] = field(default_factory=dict)  # style name -> group of images that it is measured on
     default_style: str = ""
 
@@ -176,6 +205,8 @@ def _fits(value: Any, hint: Any) -> bool:
         return isinstance(value, list) and all(_fits(entry, get_args(hint)[0]) for entry in value)
     if get_origin(hint) is dict:
         return isinstance(value, dict) and all(_fits(entry, get_args(hint)[1]) for entry in value.values())
+    if hint is bool:
+        return isinstance(value, bool)
     return isinstance(value, (int, float) if hint is float else hint) and not isinstance(value, bool)
 
 
@@ -183,4 +214,6 @@ def _wanted(hint: Any) -> str:
     """Name a field's type in words."""
     if get_origin(hint) is tuple:
         return "a list"
-    return {int: "a whole number", float: "a number", str: "a text"}.get(hint, "a table of texts")
+    return {int: "a whole number", float: "a number", str: "a text", bool: "true or false"}.get(
+        hint, "a table of texts"
+    )

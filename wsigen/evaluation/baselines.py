@@ -1,0 +1,253 @@
+"""``wsigen study seams``: ways to paint an area larger than a window, at equal numbers of network calls.
+
+One area of a mask is painted by each method with one model, seed and stain style, and the seams are measured on the
+same grid. Pixels are compared as they are stored: uint8, without JPEG.
+
+- *context*: as wsigen renders. Stages of windows, each told what its neighbours are already.
+- *independent*: windows that know nothing of each other, cut where ownership changes.
+- *feathered*: the same windows, blended linearly over their overlap: two different pictures on top of each other.
+- *MultiDiffusion* (Bar-Tal et al. 2023): windows that overlap by half, whose predictions are averaged at every step. As
+  each pixel takes part in four of them, equal calls are fewer steps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import cast
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from wsigen.devices import choose_device
+from wsigen.diffusion.gaussian import PredictionType, to_x0
+from wsigen.diffusion.noise import coordinate_normals
+from wsigen.diffusion.samplers import Sampler, SamplerName, make_sampler
+from wsigen.diffusion.schedules import NoiseSchedule
+from wsigen.errors import SettingsError
+from wsigen.evaluation.material import PAINT_BATCH, load_painter
+from wsigen.evaluation.report import Report, Section
+from wsigen.evaluation.seams import seam_scores
+from wsigen.masks.conditions import read_conditions
+from wsigen.masks.slide_mask import SlideMask
+from wsigen.models.conditioning import condition_planes
+from wsigen.models.denoise import WindowInputs, denoise
+from wsigen.models.nasdm import NasdmModel
+from wsigen.tiling.grid import STAGE_COLOURS, Axis
+
+METHODS = ("context", "independent", "feathered", "MultiDiffusion")
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True)
+class Area:
+    """A square area on the device, as large as whole windows need it: (1, P, H, W), (1, 1, H, W), (1, 3, H, W)."""
+
+    planes: Tensor
+    glass: Tensor  # known as glass: float 0 or 1
+    white: Tensor  # glass white where glass, 0 elsewhere, in [-1, 1]
+    style: Tensor  # (1, 6)
+
+    @property
+    def side(self) -> int:
+        """Pixels along a side."""
+        return self.planes.shape[-1]
+
+
+class AreaPainter:
+    """Paints one area by any method; counts the windows that went through the network, times steps."""
+
+    def __init__(self, model: NasdmModel, area: Area, window: int, overlap: int, steps: int, seed: int) -> None:
+        self.model, self.area, self.window, self.overlap = model, area, window, overlap
+        self.steps, self.seed, self.calls = steps, seed, 0
+        self.schedule = NoiseSchedule.from_name(model.config.schedule, model.config.schedule_steps)
+        self.device = area.planes.device
+
+    def paint(self, method: str) -> np.ndarray:
+        """Paint by one of METHODS: (H, W, 3) uint8."""
+        self.calls = 0
+        if method == "MultiDiffusion":
+            painted = self._jointly()
+        else:
+            painted = {"context": self._in_stages, "independent": self._apart, "feathered": self._feathered}[method]()
+        pixels = ((painted[0] + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
+        return pixels.permute(1, 2, 0).cpu().numpy()
+
+    def sampler(self, steps: int) -> Sampler:
+        """The model's sampler."""
+        return make_sampler(cast(SamplerName, self.model.config.sampler), self.schedule, steps)
+
+    def _places(self, stride: int) -> list[tuple[int, int]]:
+        last = self.area.side - self.window
+        starts = sorted({*range(0, last + 1, stride), last})  # the grid's own stride ends there
+        return [(x, y) for y in starts for x in starts]
+
+    def _cut(self, whole: Tensor, places: list[tuple[int, int]]) -> Tensor:
+        parts = [whole[..., y : y + self.window, x : x + self.window] for x, y in places]
+        return torch.cat(parts).contiguous(memory_format=torch.channels_last)
+
+    def _windows(self, places: list[tuple[int, int]], context: Tensor, known: Tensor) -> Tensor:
+        """Paint windows at ``places``, each told what ``known`` (1, 1, H, W) says of ``context``: (n, 3, W, W)."""
+        sampler, painted = self.sampler(self.steps), []
+        batch = PAINT_BATCH[self.device.type]
+        for start in range(0, len(places), batch):
+            part = places[start : start + batch]
+            there = self._cut(known, part)
+            style = self.area.style.expand(len(part), -1)
+            inputs = WindowInputs(self._cut(self.area.planes, part), self._cut(context, part) * there, there, style)
+            x, y = (torch.tensor([place[axis] for place in part], device=self.device) for axis in (0, 1))
+
+            def noise(step: int, x: Tensor = x, y: Tensor = y) -> Tensor:
+                return coordinate_normals(self.seed, x, y, self.window, self.window, step, device=self.device)
+
+            def fresh(step: int, noise: Callable[[int], Tensor] = noise) -> Tensor:
+                return noise(step + 1)
+
+            painted.append(denoise(self.model, self.schedule, sampler, inputs, noise(0), fresh))
+            self.calls += len(part) * self.steps
+        return torch.cat(painted)
+
+    def _in_stages(self) -> Tensor:
+        area, stride = self.area, self.window - self.overlap
+        canvas, known = area.white.clone(), area.glass.clone()
+        for colours in STAGE_COLOURS:
+            places = [(x, y) for x, y in self._places(stride) if (x // stride % 2, y // stride % 2) in colours]
+            for (x, y), pixels in zip(places, self._windows(places, canvas, known) if places else ()):
+                self._put_unknown(canvas, known, x, y, pixels)
+        return canvas
+
+    def _apart(self) -> Tensor:
+        area, stride = self.area, self.window - self.overlap
+        places = self._places(stride)
+        canvas, known = area.white.clone(), area.glass.clone()
+        painted = dict(zip(places, self._windows(places, area.white, area.glass)))
+        for colours in STAGE_COLOURS:
+            for x, y in places:
+                if (x // stride % 2, y // stride % 2) in colours:
+                    self._put_unknown(canvas, known, x, y, painted[x, y])
+        return canvas
+
+    def _put_unknown(self, canvas: Tensor, known: Tensor, x: int, y: int, pixels: Tensor) -> None:
+        place = np.s_[..., y : y + self.window, x : x + self.window]
+        stored = ((pixels + 1) * 127.5).round() / 127.5 - 1  # what a neighbour would read back
+        canvas[place] = torch.where(known[place] > 0, canvas[place], stored)
+        known[place] = 1
+
+    def _feathered(self) -> Tensor:
+        places = self._places(self.window - self.overlap)
+        rise = (torch.arange(self.window, device=self.device) + 0.5) / max(1, self.overlap)
+        ramp = torch.minimum(rise, rise.flip(0)).clamp(max=1)
+        return self._averaged(places, self._windows(places, self.area.white, self.area.glass), ramp[:, None] * ramp)
+
+    def _averaged(self, places: list[tuple[int, int]], windows: Tensor, weight: Tensor) -> Tensor:
+        total, weights = torch.zeros_like(self.area.white), torch.zeros_like(self.area.glass)
+        for (x, y), pixels in zip(places, windows):
+            place = np.s_[..., y : y + self.window, x : x + self.window]
+            total[place] += pixels * weight
+            weights[place] += weight
+        return torch.where(self.area.glass > 0, self.area.white, total / weights.clamp(min=1e-6))
+
+    @torch.inference_mode()
+    def _jointly(self) -> Tensor:
+        side = self.area.side
+        places = self._places(self.window // 2)
+        usual = len(self._places(self.window - self.overlap))
+        sampler = self.sampler(max(1, round(self.steps * usual / len(places))))
+        zero = torch.zeros(1, dtype=torch.long, device=self.device)
+
+        def noise(step: int) -> Tensor:
+            return coordinate_normals(self.seed, zero, zero, side, side, step, device=self.device)
+
+        x, state = noise(0), sampler.init_state()
+        for index, timestep in enumerate(sampler.timesteps):
+            data = self._averaged(places, self._predictions(places, x, timestep), torch.ones(1, 1, device=self.device))
+            fresh = noise(index + 1) if sampler.steps[index].noise > 0 else None
+            x, state = sampler.step(index, x, data.clamp(-1, 1), fresh, state)
+        return x
+
+    def _predictions(self, places: list[tuple[int, int]], x: Tensor, timestep: float) -> Tensor:
+        """Data predictions of all windows at x_t."""
+        area, dtype, found = self.area, next(self.model.parameters()).dtype, []
+        kind = cast(PredictionType, self.model.config.prediction)
+        batch = PAINT_BATCH[self.device.type]
+        for start in range(0, len(places), batch):
+            part = places[start : start + batch]
+            noisy, t = self._cut(x, part), torch.full((len(part),), timestep, device=self.device)
+            given = [self._cut(plane, part).to(dtype) for plane in (area.planes, area.white, area.glass)]
+            output = self.model(noisy.to(dtype), t, *given, area.style.expand(len(part), -1).to(dtype))[:, :3]
+            found.append(to_x0(kind, output.float(), noisy, t, self.schedule))
+            self.calls += len(part)
+        return torch.cat(found)
+
+
+def read_area(mask: SlideMask, model: NasdmModel, size: int, window: int, overlap: int, device: torch.device) -> Area:
+    """Read the upper left area of a mask, at least ``size`` px or as large as it is, in the model's default style."""
+    axis = Axis(min(size, mask.width, mask.height), window, overlap)
+    side = (axis.count - 1) * axis.stride + window
+    config = model.config
+    conditions = read_conditions(mask, 0, 0, side, side, mask.mpp or config.mpp)
+
+    def there(plane: np.ndarray) -> Tensor:
+        return torch.from_numpy(np.ascontiguousarray(plane)).to(device)[None]
+
+    planes = condition_planes(
+        there(conditions.classes), there(conditions.edges), there(conditions.tissue), len(config.classes)
+    )
+    glass = there(conditions.glass)[:, None].float()
+    style = config.style()
+    white = torch.tensor(style.glass_rgb, device=device).float()[None, :, None, None] / 127.5 - 1
+    vector = torch.from_numpy(config.style_range.normalise(np.array(style.vector)))[None].to(device)
+    return Area(planes, glass, white * glass, vector)
+
+
+def study_seams(
+    mask: Path,
+    out: Path,
+    model: str,
+    *,
+    size: int = 2048,
+    steps: int | None = None,
+    seed: int = 0,
+    device: str = "auto",
+    overwrite: bool = False,
+    progress: Progress = lambda what, done, total: None,
+) -> Report:
+    """Paint by every method, measure the seams, and write the report with pictures of the same place."""
+    choice = choose_device(device)
+    painter = load_painter(model, choice)
+    config = painter.config
+    window, overlap = config.window, config.overlap
+    if size < 2 * window:
+        raise SettingsError(f"--size {size}: give {2 * window} px or more, two windows of model {config.name}")
+    with SlideMask.open(mask, len(config.classes)) as opened:
+        area = read_area(opened, painter, size, window, overlap, torch.device(choice.device))
+    command = {"mask": mask.name, "model": config.name, "size": area.side, "window": window, "overlap": overlap}
+    report = Report(out, "Ways to paint an area larger than a window", command, overwrite)
+    work = AreaPainter(painter, area, window, overlap, steps or config.num_inference_steps, seed)
+    rows, pictures = [], []
+    for number, method in enumerate(METHODS):
+        pixels = work.paint(method)
+        scores = seam_scores(_reader(pixels), area.side, area.side, window, overlap)
+        row: dict[str, object] = {"method": method, "network calls": work.calls}
+        for entry in scores.rows(method):
+            low, high, name = entry["low"], entry["high"], str(entry["statistic"])
+            row[name] = entry["value"]
+            if low is not None:
+                row[f"{name}, 95 %"] = f"{low:.2f} to {high:.2f}"
+        rows.append(row)
+        corner = max(0, min(window - overlap, area.side - window))
+        part = pixels[corner : corner + window, corner : corner + window]
+        pictures.append(report.picture(method.lower(), part))
+        progress("methods", number + 1, len(METHODS))
+    says = (
+        "1 is no seam for ratios, 0.5 for the AUC. A Laplacian ratio below 1 is blur at borders; for MultiDiffusion, "
+        "which has its own windows, look at the pictures. They show where four windows meet."
+    )
+    report.add(Section("seams", "Seams", says, rows, pictures=pictures))
+    return report
+
+
+def _reader(pixels: np.ndarray) -> Callable[[int, int, int, int], np.ndarray]:
+    return lambda x, y, w, h: pixels[y : y + h, x : x + w]

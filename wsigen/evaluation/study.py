@@ -1,0 +1,181 @@
+"""``wsigen study segmentation``: does painted tissue help to train a network that finds nuclei?
+
+The same segmenter is trained for the same number of steps on real patches, on painted ones, and on both, and tested on
+real source images that neither the painter nor any segmenter saw. Painted patches are of the masks of the training
+side; in one arm masks with rare classes are drawn more often.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from scipy.stats import t as student_t
+
+from wsigen.devices import choose_device
+from wsigen.errors import SettingsError
+from wsigen.evaluation.fidelity import find_nuclei, score
+from wsigen.evaluation.material import Material, PaintOptions, load_painter, paint_patches, real_patches
+from wsigen.evaluation.networks import SegmentationNetwork
+from wsigen.evaluation.report import Report, Section
+from wsigen.training import manifest as folder_format
+from wsigen.training.loop import train
+from wsigen.training.manifest import Manifest, TrainingImage
+from wsigen.training.settings import TrainSettings
+
+ARMS = ("real", "painted", "both", "both, rare classes more often")
+EVEN = (0.0,) * 6  # every mask as often, some several times, each time with other noise
+RARE = (20.0, 0.0, 0.0, 2.0, 20.0, 0.0)  # neutrophils, plasma cells and eosinophils
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True)
+class Study:
+    """What to compare and how; see the options of the command."""
+
+    data: Path
+    out: Path
+    recipe: TrainSettings
+    model: str
+    seeds: int = 3
+    painted: int = 2000  # patches
+    window: int = 256
+    paint: PaintOptions = field(default_factory=PaintOptions)
+    device: str = "auto"
+    resume: bool = False
+
+
+def study_segmentation(study: Study, progress: Progress = lambda what, done, total: None) -> Report:
+    """Paint, train every arm with every seed, test, and write the report. What is finished is kept for ``resume``."""
+    if study.recipe.task != "segment":
+        raise SettingsError(f"study segmentation: the recipe's task is {study.recipe.task!r}; give one with 'segment'")
+    if study.seeds < 2:
+        raise SettingsError(f"--seeds {study.seeds}: intervals need 2 or more")
+    runs = study.out / "runs"
+    if study.out.exists() and any(study.out.iterdir()) and not study.resume:
+        raise SettingsError(f"{study.out}: exists; continue it with --resume, or choose another folder with -o")
+    choice = choose_device(study.device)
+    device = torch.device(choice.device)
+    folders = {"real": study.data}
+    for arm, rare in (("painted", EVEN), ("both", EVEN), (ARMS[3], RARE)):
+        folders[arm] = study.out / "data" / arm.replace(", ", "-").replace(" ", "-")
+        if (folders[arm] / folder_format.FILE_NAME).is_file():
+            continue
+        classes = len(folder_format.load(study.data).classes)
+        material = real_patches(
+            study.data, "train", study.window, study.painted, device, study.paint.seed, rare=rare[:classes]
+        )
+        model = load_painter(study.model, choice)
+        images = paint_patches(model, material, study.paint, choice)
+        write_folder(folders[arm], study.data, material, images, with_real=arm != "painted")
+        progress(f"painted for {arm!r}", 1, 1)
+    test = real_patches(study.data, "val", study.window, 1 << 30, device)
+    results: dict[str, list[list[dict[str, Any]]]] = {arm: [] for arm in ARMS}
+    done = 0
+    for seed in range(study.seeds):
+        for arm in ARMS:
+            run = runs / f"{folders[arm].name if arm != 'real' else 'real'}-{seed}"
+            results[arm].append(_scores(study, folders[arm], run, seed, test, device))
+            done += 1
+            progress("trained and tested", done, study.seeds * len(ARMS))
+    return _report(study, results)
+
+
+def write_folder(folder: Path, real: Path, material: Material, images: np.ndarray, with_real: bool) -> Manifest:
+    """Write a training folder of painted patches; the validation side, and if asked the real pictures, are linked."""
+    import pyvips
+
+    manifest = folder_format.load(real)
+    partial = folder.with_name(folder.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    for part in ("images", "labels", "instances"):
+        (partial / part).mkdir(parents=True)
+    entries: list[TrainingImage] = []
+    for entry in manifest.images:
+        if entry.split == "train" and not with_real:
+            continue
+        for locate in (folder_format.image_path, folder_format.label_path, folder_format.instance_path):
+            _link(locate(real, entry.name), locate(partial, entry.name))
+        entries.append(entry)
+    patches = material.patches
+    for number, (image, classes, ids) in enumerate(zip(images, patches.classes, patches.instances)):
+        name = f"painted_{number:05d}"
+        pyvips.Image.new_from_array(image).webpsave(str(folder_format.image_path(partial, name)), lossless=True)
+        pyvips.Image.new_from_array(classes).pngsave(str(folder_format.label_path(partial, name)))
+        small = np.unique(ids, return_inverse=True)[1].reshape(ids.shape).astype(np.uint16)
+        if ids.min() > 0:
+            small += 1
+        plane = pyvips.Image.new_from_array(np.ascontiguousarray(small)).copy(interpretation="grey16")
+        plane.pngsave(str(folder_format.instance_path(partial, name)))
+        height, width = classes.shape
+        entries.append(TrainingImage(name, "painted", "painted", "train", width, height, "manual"))
+    result = replace(manifest, images=tuple(entries))
+    folder_format.save(result, partial)
+    partial.rename(folder)
+    return result
+
+
+def _link(source: Path, target: Path) -> None:
+    try:
+        os.link(source, target)
+    except OSError:  # another file system
+        shutil.copyfile(source, target)
+
+
+def _scores(
+    study: Study, folder: Path, run: Path, seed: int, test: Material, device: torch.device
+) -> list[dict[str, Any]]:
+    """Train one network and test it; read what an earlier call wrote."""
+    stored = run / "scores.json"
+    if stored.is_file():
+        return json.loads(stored.read_text(encoding="utf-8"))
+    result = train(
+        replace(study.recipe, seed=1 + seed), folder, run, device=device.type, resume=True, report=lambda _: None
+    )
+    if result.step < result.total_steps:  # Ctrl-C ends a run at a step with a checkpoint
+        raise KeyboardInterrupt
+    network = SegmentationNetwork.from_pretrained(run / "model").to(device)
+    patches = test.patches
+    found = find_nuclei(network, patches.images, device)
+    rows = score(found, patches.classes, patches.instances, len(test.class_names))[0].rows(test.class_names)
+    stored.write_text(json.dumps(rows) + "\n", encoding="utf-8")
+    return rows
+
+
+def interval(values: list[float]) -> tuple[float, float]:
+    """Mean and half-width of its 95 % confidence interval, from Student's t over seeds."""
+    width = student_t.ppf(0.975, len(values) - 1) * np.std(values, ddof=1) / np.sqrt(len(values))
+    return float(np.mean(values)), float(width)
+
+
+def _report(study: Study, results: dict[str, list[list[dict[str, Any]]]]) -> Report:
+    command = {"model": study.model, "painted patches": study.painted, "seeds": study.seeds} | asdict(study.paint)
+    folder = study.out / "report"
+    report = Report(folder, "Does painted tissue help to train a segmenter?", command, overwrite=True)
+    for key in ("dice", "pq"):
+        rows = []
+        for number, first in enumerate(results["real"][0]):
+            row: dict[str, Any] = {"class": first["class"], "nuclei": first["nuclei"]}
+            by_arm = {arm: [scores[number][key] for scores in results[arm]] for arm in ARMS}
+            for arm, values in by_arm.items():
+                if any(value is None for value in values):
+                    continue
+                mean, width = interval(values)
+                row[arm] = f"{mean:.3f} ± {width:.3f}"
+                if arm != "real":
+                    change, spread = interval([a - b for a, b in zip(values, by_arm["real"])])
+                    row[f"{arm}: change"] = f"{change:+.3f} ± {spread:.3f}"
+            rows.append(row)
+        says = (
+            f"{'Dice by pixel' if key == 'dice' else 'Panoptic quality'} on held-out real source images: mean over "
+            f"{study.seeds} seeds ± half of the 95 % interval; changes are against *real* of the same seed."
+        )
+        report.add(Section(key, key.upper() if key == "pq" else "Dice", says, rows))
+    return report
