@@ -14,14 +14,18 @@ if TYPE_CHECKING:
     from wsigen.models.stain import StainStyle
 
 
+def shipped_config(name: str) -> Traversable:
+    """A file of configs/, such as "render.toml", as it ships with the package."""
+    try:
+        return resources.files("wsigen.configs").joinpath(name)
+    except ModuleNotFoundError:  # run from a checkout, as python -m wsigen in it does: configs/ stands beside wsigen/
+        return Path(__file__).parents[1] / "configs" / name
+
+
 @cache
 def render_defaults() -> dict[str, Any]:
     """Read the defaults that ship with the package."""
-    try:
-        folder: Traversable = resources.files("wsigen.configs")
-    except ModuleNotFoundError:  # run from a checkout, as python -m wsigen in it does: configs/ stands beside wsigen/
-        folder = Path(__file__).parents[1] / "configs"
-    return tomllib.loads(folder.joinpath("render.toml").read_text(encoding="utf-8"))
+    return tomllib.loads(shipped_config("render.toml").read_text(encoding="utf-8"))
 
 
 @dataclass(frozen=True)

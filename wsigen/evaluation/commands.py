@@ -238,14 +238,14 @@ def distill(
 ) -> None:
     """Tune a painter to paint in a few steps what it painted in many (consistency tuning)."""
     import json
-    from importlib import resources
 
+    from wsigen.config import shipped_config
     from wsigen.training.loop import train
     from wsigen.training.settings import load_settings
 
     changes = [f"initial_model={json.dumps(model)}"] if model else []
     changes += [f"distill.guidance_scale={guidance_scale}"] if guidance_scale is not None else []
-    recipe = config or Path(str(resources.files("wsigen.configs").joinpath("distill.toml")))
+    recipe = config or Path(str(shipped_config("distill.toml")))
     settings = load_settings(recipe, (*changes, *overrides))
     result = train(
         settings,
