@@ -45,6 +45,11 @@ from wsigen.tiling.survey import survey
 LABEL_ENDINGS = {"geojson": ".geojson", "db": ".db", "coco": ".coco.json", "ome.zarr": ".labels.ome.zarr"}
 
 
+def canvas_beside(slide: Path) -> Path:
+    """Where the canvas store of a slide lies unless another folder is chosen."""
+    return slide.with_name(slide.name + ".canvas")
+
+
 @dataclass(frozen=True)
 class RenderPlan:
     """Everything that a render will do, resolved and checked."""
@@ -85,7 +90,7 @@ class RenderPlan:
     @property
     def canvas(self) -> Path:
         """Folder of the canvas store: beside the slide unless another one is chosen."""
-        return self.canvas_folder or self.out.with_name(self.out.name + ".canvas")
+        return self.canvas_folder or canvas_beside(self.out)
 
     @property
     def width(self) -> int:

@@ -18,7 +18,7 @@ from wsigen.config import RenderSettings
 from wsigen.errors import ClusterError, SettingsError, WsigenError
 from wsigen.models.config import ModelConfig
 from wsigen.models.registry import DEFAULT_MODEL, find_model
-from wsigen.rendering import MaskFacts, RenderPlan, SlideInWork, plan_render
+from wsigen.rendering import MaskFacts, RenderPlan, SlideInWork, canvas_beside, plan_render
 from wsigen.slides.formats import FORMATS
 from wsigen.tiling.cluster import open_painters
 from wsigen.tiling.engine import Engine
@@ -156,7 +156,7 @@ class _Series:
         """Start a slide unless it is there already."""
         entry, slide = self.entries[index], None
         target = self.out / entry.slide
-        if target.exists() and self.resume and not self.overwrite and not _canvas_of(target).exists():
+        if target.exists() and self.resume and not self.overwrite and not canvas_beside(target).exists():
             self._ended(index, replace(entry, status="skipped"))
             return None
         with self._noting(index):
@@ -237,7 +237,3 @@ def write_manifest(path: Path, entries: Sequence[SlideEntry]) -> None:
     partial = path.with_suffix(".partial")
     partial.write_text(text.getvalue(), encoding="utf-8")
     partial.replace(path)
-
-
-def _canvas_of(slide: Path) -> Path:
-    return slide.with_name(slide.name + ".canvas")

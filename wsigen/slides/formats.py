@@ -21,9 +21,7 @@ from wsigen.errors import SlideError
 from wsigen.slides.info import SlideInfo, read_slide_info
 from wsigen.slides.metadata import SlideMetadata
 from wsigen.slides.row_stream import Progress, RowReader
-from wsigen.slides.svs import write_svs
-
-MAX_SIDE = 10_000_000
+from wsigen.slides.svs import check_settings, last_line, write_svs
 
 
 @dataclass(frozen=True)
@@ -87,10 +85,7 @@ def write_slide(
     if format.name == "svs":
         write_svs(target, width, height, read_rows, metadata, jpeg_quality, report, overwrite)
         return
-    if not (1 <= width <= MAX_SIDE and 1 <= height <= MAX_SIDE):
-        raise SlideError(f"{target}: size {width} x {height}: both sides must be 1 to {MAX_SIDE} pixels")
-    if not 1 <= jpeg_quality <= 100:
-        raise SlideError(f"JPEG quality {jpeg_quality}: must be 1 to 100")
+    check_settings(target, width, height, jpeg_quality)
     check_target(target, format, overwrite)
     write = _writer(format.name, patient_id)
     _appearing(target, lambda partial: write(partial, width, height, read_rows, metadata, jpeg_quality, report))
@@ -154,9 +149,7 @@ def _appearing(target: Path, write: Callable[[Path], None]) -> None:
                         shutil.rmtree(place)
                     os.replace(made, place)
         except (pyvips.Error, OSError) as error:
-            lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-            reason = lines[-1] if lines else "no reason given"
-            raise SlideError(f"{target}: could not be written ({reason}); is the disk full?") from error
+            raise SlideError(f"{target}: could not be written ({last_line(error)}); is the disk full?") from error
 
 
 def export_slide(

@@ -22,11 +22,11 @@ from wsigen.slides.associated import add_associated_images
 from wsigen.slides.metadata import SlideMetadata, aperio_description, aperio_header, xmp_packet
 from wsigen.slides.pyramid import CELL, PyramidEncoder, level_sizes, read_ahead
 from wsigen.slides.replacing import replacing
+from wsigen.slides.row_stream import RowReader, checked_rows
 from wsigen.slides.tiled_tiff import TILE, TiledTiff, TileJpeg
 
 MAX_SIDE = 10_000_000
 READERS = 2  # panels that are read at a time, each of 40 MB or so
-RowReader = Callable[[int, int], np.ndarray]
 PanelReader = Callable[[int, int, int, int], np.ndarray]
 Panels = Generator[tuple[int, int, np.ndarray], None, None]  # x, y, pixels
 
@@ -82,7 +82,7 @@ def write_svs_panels(
     """
     if panel < CELL or panel % CELL:
         raise SlideError(f"panel {panel}: must be a multiple of {CELL}")
-    _check_settings(path, width, height, jpeg_quality)
+    check_settings(path, width, height, jpeg_quality)
     panels = read_ahead(width, height, panel, read_panel, READERS)
     _write(path, width, height, _with_progress(panels, width, progress), metadata, jpeg_quality, overwrite)
 
@@ -97,7 +97,7 @@ def _write(
     overwrite: bool,
 ) -> None:
     """Encode panels as they come, add the pictures, and move the file to its place."""
-    _check_settings(path, width, height, jpeg_quality)
+    check_settings(path, width, height, jpeg_quality)
     levels = level_sizes(width, height)
     with replacing(path, overwrite) as partial:
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -127,11 +127,7 @@ def _row_panels(
     top = 0  # of the panel
     for y0 in range(0, height, band_rows):
         y1 = min(y0 + band_rows, height)
-        rows = np.asarray(read_rows(y0, y1))
-        if rows.shape != (y1 - y0, width, 3) or rows.dtype != np.uint8:
-            expected = (y1 - y0, width, 3)
-            raise SlideError(f"rows {y0} to {y1}: got {rows.shape} {rows.dtype}; read_rows must give {expected} uint8")
-        panel = np.concatenate([panel, rows])
+        panel = np.concatenate([panel, checked_rows(read_rows, y0, y1, width)])
         while len(panel) >= CELL or (len(panel) and y1 == height):
             yield 0, top, panel[:CELL]
             panel, top = panel[CELL:], top + CELL
@@ -158,16 +154,18 @@ def _disk_errors(path: str | os.PathLike[str]) -> Iterator[None]:
     try:
         yield
     except (pyvips.Error, tifffile.TiffFileError, OSError) as error:
-        raise SlideError(f"{path}: could not be written ({_last_line(error)}); is the disk full?") from error
+        raise SlideError(f"{path}: could not be written ({last_line(error)}); is the disk full?") from error
 
 
-def _check_settings(path: str | os.PathLike[str], width: int, height: int, jpeg_quality: int) -> None:
+def check_settings(path: str | os.PathLike[str], width: int, height: int, jpeg_quality: int) -> None:
+    """Raise SlideError for a size or a JPEG quality that no slide has."""
     if not (1 <= width <= MAX_SIDE and 1 <= height <= MAX_SIDE):
         raise SlideError(f"{path}: size {width} x {height}: both sides must be 1 to {MAX_SIDE} pixels")
     if not 1 <= jpeg_quality <= 100:
         raise SlideError(f"JPEG quality {jpeg_quality}: must be 1 to 100")
 
 
-def _last_line(error: Exception) -> str:
+def last_line(error: Exception) -> str:
+    """What a library's error says in its last line that says anything."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[-1] if lines else "no reason given"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from array import array
-from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -117,12 +116,6 @@ class OutlineSpool:
             area,
             crossing,
         )
-
-
-def name_counts(outlines: OutlineSet, chosen: np.ndarray) -> Counter[str]:
-    """How many of the chosen objects (a bool for each) have which name."""
-    counts = np.bincount(outlines.object_name[chosen], minlength=len(outlines.names))
-    return Counter({name: int(count) for name, count in zip(outlines.names, counts) if count})
 
 
 def _measure(
