@@ -6,8 +6,7 @@ matmul of random data on the same device in the same run: data sheets quote cloc
 
 Variants: ``eager`` and ``compiled`` (torch.compile, dynamic=False) use torch alone; ``ours`` the Triton kernels, in as
 few passes as they allow (wsigen.models.fused); ``ours+compiled`` lets torch.compile fuse what is left between them;
-``ours+sub-pixel`` upsamples by four small convolutions; ``auto`` is what this machine would choose. On a GPU every
-variant is replayed from a CUDA graph.
+``auto`` is what this machine would choose. On a GPU every variant is replayed from a CUDA graph.
 
     python benchmarks/denoiser.py --model preset:nasdm-colon-20x --device cuda --batch 64 --variant all
     python benchmarks/denoiser.py --device cuda --batch 64 --variant all --quick
@@ -43,12 +42,11 @@ from wsigen_kernels import norm as norm_module
 
 from wsigen.devices import choose_device
 from wsigen.errors import WsigenError
-from wsigen.models import fused
 from wsigen.models.conditioning import condition_planes
 from wsigen.models.config import ModelConfig
 from wsigen.models.nasdm import NasdmModel
 
-VARIANTS = ("eager", "compiled", "ours", "ours+compiled", "ours+sub-pixel")
+VARIANTS = ("eager", "compiled", "ours", "ours+compiled")
 WARM_UP = 2  # forwards before the clock starts: allocator, cuDNN's and oneDNN's choice of algorithm
 CEILING_SIDE = {"cuda": 8192, "cpu": 2048}  # matrix side: large enough to be bound by arithmetic, short enough to wait
 
@@ -133,16 +131,15 @@ def count_flops(model: NasdmModel, inputs: Inputs) -> tuple[int, int]:
 
 
 @contextmanager
-def back_ends(name: str, sub_pixel: bool = False) -> Iterator[None]:
+def back_ends(name: str) -> Iterator[None]:
     """Choose the implementation of attention and norms for a while; "auto" leaves this machine's choice."""
-    before = attention_module.BACKEND, norm_module.BACKEND, fused.SUB_PIXEL
+    before = attention_module.BACKEND, norm_module.BACKEND
     if name != "auto":
         attention_module.BACKEND = norm_module.BACKEND = name
-    fused.SUB_PIXEL = sub_pixel
     try:
         yield
     finally:
-        attention_module.BACKEND, norm_module.BACKEND, fused.SUB_PIXEL = before
+        attention_module.BACKEND, norm_module.BACKEND = before
 
 
 def seconds_of(function: Callable[[], Any], device: str) -> float:
@@ -192,7 +189,7 @@ def prepare(variant: str, model: NasdmModel, inputs: Inputs, device: str, quick:
     compiles = variant.endswith("compiled")
     torch.compiler.reset()
     started = time.perf_counter()
-    with back_ends(name, sub_pixel=variant.endswith("sub-pixel")):
+    with back_ends(name):
         forward: Callable[..., Any] = torch.compile(model, dynamic=False) if compiles else model
         make_maps: Callable[..., Any] = (
             torch.compile(model.spade_cache, dynamic=False) if compiles else model.spade_cache
@@ -210,13 +207,13 @@ def prepare(variant: str, model: NasdmModel, inputs: Inputs, device: str, quick:
         torch.cuda.synchronize()
     elapsed = time.perf_counter() - started
     if device != "cuda":  # nothing was captured: the choice must hold while it runs
-        prepared = [_within(function, name, variant) for function in prepared]
+        prepared = [_within(function, name) for function in prepared]
     return Prepared(prepared[2] if len(prepared) == 3 else None, prepared[0], prepared[1], elapsed)
 
 
-def _within(function: Callable[[], Any], name: str, variant: str) -> Callable[[], Any]:
+def _within(function: Callable[[], Any], name: str) -> Callable[[], Any]:
     def run() -> Any:
-        with back_ends(name, sub_pixel=variant.endswith("sub-pixel")):
+        with back_ends(name):
             return function()
 
     return run

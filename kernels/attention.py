@@ -14,7 +14,7 @@ from wsigen_kernels.layout import fits
 BACKEND = attention_choice().name  # a constant, so that torch.compile traces one branch
 FORCED = attention_choice().reason.startswith("set by")
 ANY_DEVICE = interpreting()
-# From so many tokens on attention is bound by arithmetic, and cuDNN's, which torch picks, multiplies faster.
+# Above so many tokens cuDNN's, which torch picks, multiplies faster.
 LONG = 1024
 
 
@@ -35,7 +35,7 @@ def _served(qkv: Tensor) -> bool:
     """Whether the kernel takes ``qkv``: without gradients, on a GPU; in 16 bits and short unless asked for by name."""
     if (torch.is_grad_enabled() and qkv.requires_grad) or not (qkv.is_cuda or ANY_DEVICE) or not fits(qkv):
         return False
-    return FORCED or (qkv.element_size() == 2 and qkv.shape[2] * qkv.shape[3] < LONG)
+    return FORCED or (qkv.element_size() == 2 and qkv.shape[2] * qkv.shape[3] <= LONG)
 
 
 def attention_torch(qkv: Tensor, heads: int, xformers: bool = False) -> Tensor:

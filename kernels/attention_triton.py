@@ -7,6 +7,7 @@ an exact softmax; above, it walks over them and rescales (Milakov and Gimelshein
 
 from __future__ import annotations
 
+import torch
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -28,6 +29,7 @@ def attention_kernel(
     BLOCK_D: tl.constexpr,
     ONE_BLOCK: tl.constexpr,
     EVEN: tl.constexpr,  # whether the last block of keys is full
+    EXACT: tl.constexpr,  # whether scores are subtracted before they are scaled: one operation more, no cancellation
 ):
     """Attend from BLOCK_M queries of one head of one image to all keys."""
     blocks = tl.cdiv(tokens, BLOCK_M)
@@ -48,7 +50,11 @@ def attention_kernel(
         scores = tl.dot(query, tl.trans(key), input_precision="ieee")
         if not EVEN:
             scores = tl.where((n < tokens)[None, :], scores, float("-inf"))
-        weights = tl.exp2(scores * scale - (tl.max(scores, axis=1) * scale)[:, None])
+        highest = tl.max(scores, axis=1)
+        if EXACT:
+            weights = tl.exp2((scores - highest[:, None]) * scale)
+        else:
+            weights = tl.exp2(scores * scale - (highest * scale)[:, None])
         total = tl.sum(weights, axis=1)
         out = tl.dot(weights.to(value.dtype), value, input_precision="ieee")
     else:
@@ -63,9 +69,12 @@ def attention_kernel(
             scores = tl.dot(query, tl.trans(key), input_precision="ieee")
             if not EVEN:
                 scores = tl.where((at < tokens)[None, :], scores, float("-inf"))
-            higher = tl.maximum(highest, tl.max(scores, axis=1) * scale)
-            weights = tl.exp2(scores * scale - higher[:, None])
-            fade = tl.exp2(highest - higher)
+            higher = tl.maximum(highest, tl.max(scores, axis=1))
+            if EXACT:
+                weights = tl.exp2((scores - higher[:, None]) * scale)
+            else:
+                weights = tl.exp2(scores * scale - (higher * scale)[:, None])
+            fade = tl.exp2((highest - higher) * scale)
             value = tl.load(where + 2 * HEADS * D, mask=in_n, other=0.0)
             out = tl.dot(weights.to(value.dtype), value, out * fade[:, None], input_precision="ieee")
             total = total * fade + tl.sum(weights, axis=1)
@@ -86,6 +95,7 @@ def attention(qkv: Tensor, heads: int) -> Tensor:
     attention_kernel[(ceil_div(tokens, cut.queries) * batch * heads,)](
         qkv, out, tokens, stride, 1.4426950408889634 / depth**0.5,
         HEADS=heads, D=depth, BLOCK_M=cut.queries, BLOCK_N=cut.keys, BLOCK_D=cut.depth,
-        ONE_BLOCK=tokens <= cut.keys, EVEN=tokens % cut.keys == 0, num_warps=cut.warps, num_stages=cut.stages,
+        ONE_BLOCK=tokens <= cut.keys, EVEN=tokens % cut.keys == 0,
+        EXACT=qkv.dtype == torch.float32, num_warps=cut.warps, num_stages=cut.stages,
     )  # fmt: skip
     return out

@@ -26,6 +26,11 @@ def ceil_div(a: int, b: int) -> int:
     return -(-a // b)
 
 
+def padded_channels(channels: int) -> int:
+    """Channels of a map of so many, with one of ones, filled up to a multiple of eight, as matrix units want."""
+    return ceil_div(channels + 1, 8) * 8
+
+
 def on(x: Tensor) -> AbstractContextManager:
     """Make the device of ``x`` the current one: Triton starts kernels there and nowhere else."""
     return torch.cuda.device(x.device) if x.is_cuda else nullcontext()

@@ -15,27 +15,9 @@ import triton.language as tl
 from torch import Tensor
 from wsigen_kernels.launch import Slices, Tile, ceil_div, next_power_of_2
 from wsigen_kernels.layout import by_pixel, empty_by_pixel
+from wsigen_kernels.norm_triton import lanes_add, store_lanes
 
 SAME, UP, DOWN = 0, 1, 2
-
-
-@triton.jit
-def _store_moments(moments_ptr, part, channel, in_c, mean, m2, C: tl.constexpr):
-    out = moments_ptr + part.to(tl.int64) * 2 * C + channel
-    tl.store(out, mean, mask=in_c)
-    tl.store(out + C, m2, mask=in_c)
-
-
-@triton.jit
-def _merged_moments(value, inside, seen, mean, m2, tile_count):
-    """Add a tile (pixels, channels) to the moments of ``seen`` pixels (Chan, Golub and LeVeque 1983)."""
-    divisor = tl.maximum(tile_count, 1).to(tl.float32)
-    tile_mean = tl.sum(tl.where(inside, value, 0.0), axis=0) / divisor
-    away = tl.where(inside, value - tile_mean[None, :], 0.0)
-    tile_m2 = tl.sum(away * away, axis=0)
-    share = tile_count.to(tl.float32) / tl.maximum(seen + tile_count, 1).to(tl.float32)
-    delta = tile_mean - mean
-    return mean + delta * share, m2 + tile_m2 + delta * delta * seen.to(tl.float32) * share
 
 
 @triton.jit
@@ -71,8 +53,8 @@ def add_kernel(
     bias = tl.zeros([BLOCK_C], dtype=tl.float32)
     if HAS_BIAS:
         bias = tl.load(bias_ptr + channel, mask=in_c, other=0.0).to(tl.float32)
-    mean = tl.zeros([BLOCK_C], dtype=tl.float32)
-    m2 = tl.zeros([BLOCK_C], dtype=tl.float32)
+    mean = tl.zeros([BLOCK_P, BLOCK_C], dtype=tl.float32)
+    m2 = tl.zeros([BLOCK_P, BLOCK_C], dtype=tl.float32)
     for start in range(0, slice_pixels, BLOCK_P):
         local = start + tl.arange(0, BLOCK_P)
         at = first + local
@@ -98,10 +80,8 @@ def add_kernel(
             value += tl.load(where, mask=inside, other=0.0).to(tl.float32)
         rounded = (value + bias[None, :]).to(out_ptr.dtype.element_ty)
         tl.store(out_base + (at * C)[:, None] + channel[None, :], rounded, mask=inside)
-        tile_count = tl.maximum(tl.minimum(count - start, BLOCK_P), 0)
-        seen = tl.minimum(count, start)
-        mean, m2 = _merged_moments(rounded.to(tl.float32), inside, seen, mean, m2, tile_count)
-    _store_moments(moments_ptr, part, channel, in_c, mean, m2, C)
+        mean, m2 = lanes_add(rounded.to(tl.float32), inside, start // BLOCK_P, mean, m2)
+    store_lanes(moments_ptr, part, channel, in_c, count, mean, m2, C, BLOCK_P)
 
 
 @triton.jit
@@ -156,8 +136,8 @@ def project_kernel(
     bias = tl.zeros([BLOCK_N], dtype=tl.float32)
     if HAS_BIAS:
         bias = tl.load(bias_ptr + channel, mask=in_c, other=0.0).to(tl.float32)
-    mean = tl.zeros([BLOCK_N], dtype=tl.float32)
-    m2 = tl.zeros([BLOCK_N], dtype=tl.float32)
+    mean = tl.zeros([BLOCK_P, BLOCK_N], dtype=tl.float32)
+    m2 = tl.zeros([BLOCK_P, BLOCK_N], dtype=tl.float32)
     for start in range(0, slice_pixels, BLOCK_P):
         local = start + tl.arange(0, BLOCK_P)
         at = first + local
@@ -173,10 +153,8 @@ def project_kernel(
         h = tl.load(h_base + (at * h_stride)[:, None] + channel[None, :], mask=inside, other=0.0).to(tl.float32)
         rounded = (total + h + bias[None, :]).to(out_ptr.dtype.element_ty)
         tl.store(out_base + (at * C)[:, None] + channel[None, :], rounded, mask=inside)
-        tile_count = tl.maximum(tl.minimum(count - start, BLOCK_P), 0)
-        seen = tl.minimum(count, start)
-        mean, m2 = _merged_moments(rounded.to(tl.float32), inside, seen, mean, m2, tile_count)
-    _store_moments(moments_ptr, part, channel, in_c, mean, m2, C)
+        mean, m2 = lanes_add(rounded.to(tl.float32), inside, start // BLOCK_P, mean, m2)
+    store_lanes(moments_ptr, part, channel, in_c, count, mean, m2, C, BLOCK_P)
 
 
 def merge(
@@ -210,10 +188,11 @@ def merge(
     weight = weight.reshape(channels, x.shape[1] + behind).contiguous()
     block_n = min(128, max(16, next_power_of_2(channels)))
     block_k = 64 if x.shape[1] % 64 == 0 and behind % 64 == 0 else 32
+    block_p = 8192 // block_n  # 32 sums a thread, and as many running means and deviations
     project_kernel[(ceil_div(channels, block_n) * batch * slices.count,)](
         h, bias, x, skip, weight, out, moments, height * width, slices.pixels, slices.count,
         h_stride, x_stride, skip_stride,
         C=channels, K1=x.shape[1], K2=behind, HAS_BIAS=bias is not None,
-        BLOCK_P=128, BLOCK_N=block_n, BLOCK_K=block_k, num_warps=8, num_stages=3,
+        BLOCK_P=min(128, block_p), BLOCK_N=block_n, BLOCK_K=block_k, num_warps=8, num_stages=3,
     )  # fmt: skip
     return out, moments

@@ -17,46 +17,29 @@ import triton.language as tl
 from torch import Tensor
 from wsigen_kernels.launch import Slices, Tile, ceil_div, next_power_of_2
 from wsigen_kernels.layout import by_pixel, empty_by_pixel
+from wsigen_kernels.upsample import map_shape
 
 SAME, UP, DOWN = 0, 1, 2  # what becomes of the resolution: kept, doubled (nearest), halved (mean of 2 x 2)
-ROWS = 5  # coefficients a channel: mean, gain, inner offset, scale of beta, shift
+ROWS = 6  # coefficients a channel: mean, gain, inner offset, scale of beta, shift, constant part of 1 + gamma
 _APPLY_TILES = 4  # tiles a program applies its coefficients to
 
 
 @triton.jit
-def moments_kernel(
-    x_ptr,  # (B, P, C), pixels x_stride apart
-    moments_ptr,  # (B, S, 2, C) float32
-    image_pixels,
-    slice_pixels,
-    slices,
-    x_stride,
-    C: tl.constexpr,
-    BLOCK_P: tl.constexpr,
-    BLOCK_C: tl.constexpr,
-):
-    """Mean and sum of squared deviations of a slice, a channel at a time, in one pass.
+def lanes_add(value, inside, number, mean, m2):
+    """Add tile ``number``, (pixels, channels), to the running moments that each of its lanes keeps (Welford 1962).
 
-    Every lane of a tile keeps Welford's running moments (1962) of its own pixels; lanes are merged at the end.
+    Nothing crosses lanes here, so that a program's loop need not wait for it.
     """
-    BLOCKS: tl.constexpr = (C + BLOCK_C - 1) // BLOCK_C
-    part = tl.program_id(0) // BLOCKS
-    image = (part // slices).to(tl.int64)
-    first = (part % slices) * slice_pixels
-    count = tl.minimum(slice_pixels, image_pixels - first)
-    channel = tl.program_id(0) % BLOCKS * BLOCK_C + tl.arange(0, BLOCK_C)
-    in_c = channel < C
-    base = x_ptr + image * image_pixels * x_stride + channel
+    away = tl.where(inside, value - mean, 0.0)
+    mean += away * (1.0 / (number + 1))
+    m2 += away * tl.where(inside, value - mean, 0.0)
+    return mean, m2
+
+
+@triton.jit
+def store_lanes(moments_ptr, part, channel, in_c, count, mean, m2, C: tl.constexpr, BLOCK_P: tl.constexpr):
+    """Merge the lanes of a slice of ``count`` pixels and write its moments."""
     lane = tl.arange(0, BLOCK_P)
-    mean = tl.zeros([BLOCK_P, BLOCK_C], dtype=tl.float32)
-    m2 = tl.zeros([BLOCK_P, BLOCK_C], dtype=tl.float32)
-    for start in range(0, slice_pixels, BLOCK_P):
-        inside = (start + lane < count)[:, None] & in_c[None, :]
-        at = base[None, :] + ((first + start + lane) * x_stride)[:, None]
-        x = tl.load(at, mask=inside, other=0.0).to(tl.float32)
-        away = tl.where(inside, x - mean, 0.0)
-        mean += away * (1.0 / (start // BLOCK_P + 1))
-        m2 += away * tl.where(inside, x - mean, 0.0)
     seen = tl.maximum((count - lane + BLOCK_P - 1) // BLOCK_P, 0).to(tl.float32)[:, None]
     origin = tl.sum(tl.where((lane == 0)[:, None], mean, 0.0), axis=0)  # a constant then comes out exactly
     whole = origin + tl.sum((mean - origin[None, :]) * (seen / count), axis=0)
@@ -65,6 +48,58 @@ def moments_kernel(
     out = moments_ptr + part.to(tl.int64) * 2 * C + channel
     tl.store(out, whole, mask=in_c)
     tl.store(out + C, tl.sum(m2, axis=0), mask=in_c)
+
+
+@triton.jit
+def _offsets(pixel, width, stride, C: tl.constexpr, PHASED: tl.constexpr):
+    """Where pixels of an image begin; PHASED: in the places of wsigen_kernels.upsample, ``stride`` apart."""
+    if PHASED:
+        row = pixel // width
+        column = pixel % width
+        place = (row // 2 + row % 2) * (width // 2 + 1) + column // 2 + column % 2
+        return place * stride + (row % 2 * 2 + column % 2) * C
+    else:
+        return pixel * stride
+
+
+@triton.jit
+def _image_elements(height, width, stride, PHASED: tl.constexpr):
+    """Elements from an image to the next."""
+    return (height // 2 + 1) * (width // 2 + 1) * stride if PHASED else height * width * stride
+
+
+@triton.jit
+def moments_kernel(
+    x_ptr,  # (B, P, C), pixels x_stride apart
+    moments_ptr,  # (B, S, 2, C) float32
+    height,
+    width,
+    slice_pixels,
+    slices,
+    x_stride,
+    C: tl.constexpr,
+    PHASED: tl.constexpr,
+    BLOCK_P: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+):
+    """Mean and sum of squared deviations of a slice, a channel at a time, in one pass."""
+    BLOCKS: tl.constexpr = (C + BLOCK_C - 1) // BLOCK_C
+    part = tl.program_id(0) // BLOCKS
+    image = (part // slices).to(tl.int64)
+    first = (part % slices) * slice_pixels
+    count = tl.minimum(slice_pixels, height * width - first)
+    channel = tl.program_id(0) % BLOCKS * BLOCK_C + tl.arange(0, BLOCK_C)
+    in_c = channel < C
+    base = x_ptr + image * _image_elements(height, width, x_stride, PHASED) + channel
+    lane = tl.arange(0, BLOCK_P)
+    mean = tl.zeros([BLOCK_P, BLOCK_C], dtype=tl.float32)
+    m2 = tl.zeros([BLOCK_P, BLOCK_C], dtype=tl.float32)
+    for start in range(0, slice_pixels, BLOCK_P):
+        inside = (start + lane < count)[:, None] & in_c[None, :]
+        at = base[None, :] + _offsets(first + start + lane, width, x_stride, C, PHASED)[:, None]
+        x = tl.load(at, mask=inside, other=0.0).to(tl.float32)
+        mean, m2 = lanes_add(x, inside, start // BLOCK_P, mean, m2)
+    store_lanes(moments_ptr, part, channel, in_c, count, mean, m2, C, BLOCK_P)
 
 
 @triton.jit
@@ -83,7 +118,8 @@ def coefficients_kernel(
     bias_ptr,  # (C,)
     scale_ptr,
     shift_ptr,  # (B, C), rows modulation_stride apart
-    coefficients_ptr,  # (B, 5, C) float32
+    map_bias_ptr,  # (2 C,): what is to be added to the maps gamma and beta
+    coefficients_ptr,  # (B, 6, C) float32
     statistics_ptr,  # (B, groups, 2) float32: mean and 1 / std
     image_pixels,
     slice_pixels,
@@ -97,13 +133,14 @@ def coefficients_kernel(
     HAS_X_BIAS: tl.constexpr,
     HAS_AFFINE: tl.constexpr,
     HAS_MODULATION: tl.constexpr,
+    HAS_MAP_BIAS: tl.constexpr,
     BLOCK_S: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
     """Merge the moments of one group of one image, and fold everything that is constant over its pixels.
 
     With the coefficients, :func:`apply_kernel` computes
-    ``((x - mean) * gain + inner) * (1 + gamma) + beta * scale + shift``.
+    ``((x - mean) * gain + inner) * (one + gamma) + beta * scale + shift``.
     """
     D: tl.constexpr = C // GROUPS
     image = tl.program_id(1).to(tl.int64)
@@ -150,12 +187,17 @@ def coefficients_kernel(
         at = image * modulation_stride + channel
         scale += tl.load(scale_ptr + at, mask=in_d, other=0.0).to(tl.float32)
         shift = tl.load(shift_ptr + at, mask=in_d, other=0.0).to(tl.float32)
-    out = coefficients_ptr + image * 5 * C + channel
+    one = tl.zeros([BLOCK_D], dtype=tl.float32) + 1.0
+    if HAS_MAP_BIAS:
+        one += tl.load(map_bias_ptr + channel, mask=in_d, other=0.0).to(tl.float32)
+        shift += scale * tl.load(map_bias_ptr + C + channel, mask=in_d, other=0.0).to(tl.float32)
+    out = coefficients_ptr + image * 6 * C + channel
     tl.store(out, group_mean - x_bias, mask=in_d)
     tl.store(out + C, gain * scale, mask=in_d)
     tl.store(out + 2 * C, inner * scale, mask=in_d)
     tl.store(out + 3 * C, scale, mask=in_d)
     tl.store(out + 4 * C, shift, mask=in_d)
+    tl.store(out + 5 * C, one, mask=in_d)
 
 
 @triton.jit
@@ -172,12 +214,15 @@ def _modulated(
     inner,
     scale,
     shift,
+    one,
+    width,
     x_stride,
     skip_stride,
     map_stride,
     C1: tl.constexpr,
     HAS_SKIP: tl.constexpr,
     HAS_MAPS: tl.constexpr,
+    PHASED: tl.constexpr,
     SILU: tl.constexpr,
 ):
     """Load pixels x channels of the input and compute the formula on them, in float32."""
@@ -191,13 +236,14 @@ def _modulated(
         )
         x = tl.where(of_x, x.to(tl.float32), behind.to(tl.float32))
     else:
-        x = tl.load(x_ptr + (pixel * x_stride)[:, None] + channel[None, :], mask=inside, other=0.0).to(tl.float32)
+        at = _offsets(pixel, width, x_stride, C1, PHASED)
+        x = tl.load(x_ptr + at[:, None] + channel[None, :], mask=inside, other=0.0).to(tl.float32)
     y = (x - mean[None, :]) * gain[None, :] + inner[None, :]
     if HAS_MAPS:
         at = (pixel * map_stride)[:, None] + channel[None, :]
         gamma = tl.load(gamma_ptr + at, mask=inside, other=0.0).to(tl.float32)
         beta = tl.load(beta_ptr + at, mask=inside, other=0.0).to(tl.float32)
-        y = y * (1.0 + gamma) + beta * scale[None, :] + shift[None, :]
+        y = y * (one[None, :] + gamma) + beta * scale[None, :] + shift[None, :]
     if SILU:
         y = y / (1.0 + tl.exp(-y))
     return y
@@ -209,7 +255,7 @@ def apply_kernel(
     skip_ptr,  # (B, P, C - C1)
     gamma_ptr,
     beta_ptr,  # (B, P, C), pixels map_stride apart
-    coefficients_ptr,  # (B, 5, C) float32
+    coefficients_ptr,  # (B, 6, C) float32
     y_ptr,  # (B, P', C)
     height,
     width,
@@ -221,6 +267,7 @@ def apply_kernel(
     C: tl.constexpr,
     HAS_SKIP: tl.constexpr,
     HAS_MAPS: tl.constexpr,
+    PHASED: tl.constexpr,
     SILU: tl.constexpr,
     RESAMPLE: tl.constexpr,
     TILES: tl.constexpr,
@@ -235,17 +282,19 @@ def apply_kernel(
     channel = tl.program_id(0) % BLOCKS * BLOCK_C + tl.arange(0, BLOCK_C)
     in_c = channel < C
     pixels = height * width
-    row_of = coefficients_ptr + image * 5 * C + channel
+    row_of = coefficients_ptr + image * 6 * C + channel
     mean = tl.load(row_of, mask=in_c, other=0.0)
     gain = tl.load(row_of + C, mask=in_c, other=0.0)
     inner = tl.load(row_of + 2 * C, mask=in_c, other=0.0)
     scale = gain
+    one = gain
     shift = tl.load(row_of + 4 * C, mask=in_c, other=0.0)
     if HAS_MAPS:
         scale = tl.load(row_of + 3 * C, mask=in_c, other=0.0)
+        one = tl.load(row_of + 5 * C, mask=in_c, other=0.0)
     else:
         inner += shift
-    x_base = x_ptr + image * pixels * x_stride
+    x_base = x_ptr + image * _image_elements(height, width, x_stride, PHASED)
     skip_base = x_base
     if HAS_SKIP:
         skip_base = skip_ptr + image * pixels * skip_stride
@@ -265,7 +314,7 @@ def apply_kernel(
                 pixel = corner + (quarter // 2) * width + quarter % 2
                 y += _modulated(
                     x_base, skip_base, gamma_base, beta_base, pixel, channel, inside, mean, gain, inner, scale, shift,
-                    x_stride, skip_stride, map_stride, C1, HAS_SKIP, HAS_MAPS, SILU,
+                    one, width, x_stride, skip_stride, map_stride, C1, HAS_SKIP, HAS_MAPS, PHASED, SILU,
                 )  # fmt: skip
             out = y_ptr + image * (height // 2) * half * C + (at * C)[:, None] + channel[None, :]
             tl.store(out, (y * 0.25).to(y_ptr.dtype.element_ty), mask=inside)
@@ -273,7 +322,7 @@ def apply_kernel(
             inside = (at < pixels)[:, None] & in_c[None, :]
             y = _modulated(
                 x_base, skip_base, gamma_base, beta_base, at, channel, inside, mean, gain, inner, scale, shift,
-                x_stride, skip_stride, map_stride, C1, HAS_SKIP, HAS_MAPS, SILU,
+                one, width, x_stride, skip_stride, map_stride, C1, HAS_SKIP, HAS_MAPS, PHASED, SILU,
             )  # fmt: skip
             if RESAMPLE == 1:
                 corner = (at // width) * 4 * width + (at % width) * 2
@@ -286,15 +335,18 @@ def apply_kernel(
                 tl.store(out, y.to(y_ptr.dtype.element_ty), mask=inside)
 
 
-def moments(x: Tensor) -> Tensor:
-    """Take the moments of ``x`` (B, C, H, W): (B, slices, 2, C) float32."""
+def moments(x: Tensor, phased: bool = False) -> Tensor:
+    """Take the moments of ``x`` (B, C, H, W): (B, slices, 2, C) float32.
+
+    ``phased``: x lies in the places that :func:`wsigen_kernels.upsample.upsample_places` returns.
+    """
     x, stride = by_pixel(x)
-    batch, channels, height, width = x.shape
+    batch, channels, height, width = map_shape(x, phased)
     slices, tile = Slices.of(height * width), Tile.of(channels)
     out = x.new_empty((batch, slices.count, 2, channels), dtype=torch.float32)
     moments_kernel[(ceil_div(channels, tile.channels) * batch * slices.count,)](
-        x, out, height * width, slices.pixels, slices.count, stride,
-        C=channels, BLOCK_P=tile.pixels, BLOCK_C=tile.channels,
+        x, out, height, width, slices.pixels, slices.count, stride,
+        C=channels, PHASED=phased, BLOCK_P=tile.pixels, BLOCK_C=tile.channels,
     )  # fmt: skip
     return out
 
@@ -315,9 +367,14 @@ def normalise(
     silu: bool = True,
     eps: float = 1e-5,
     resample: int = SAME,
+    map_bias: Tensor | None = None,
+    phased: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    """Normalise with moments taken before; return the result and (B, groups, 2): mean and 1 / std."""
-    batch, own, height, width = x.shape
+    """Normalise with moments taken before; return the result and (B, groups, 2): mean and 1 / std.
+
+    ``map_bias`` (2 C,) is what is to be added to gamma and to beta; ``phased`` as in :func:`moments`, without a skip.
+    """
+    batch, own, height, width = map_shape(x, phased)
     channels = own + (0 if skip is None else skip.shape[1])
     x, x_stride = by_pixel(x)
     skip, skip_stride = (None, 0) if skip is None else by_pixel(skip)
@@ -329,10 +386,10 @@ def normalise(
     coefficients = x.new_empty((batch, ROWS, channels), dtype=torch.float32)
     statistics = x.new_empty((batch, groups, 2), dtype=torch.float32)
     coefficients_kernel[(groups, batch)](
-        x_moments, skip_moments, x_bias, weight, bias, scale, shift, coefficients, statistics,
+        x_moments, skip_moments, x_bias, weight, bias, scale, shift, map_bias, coefficients, statistics,
         height * width, slices.pixels, slices.count, modulation_stride, eps,
         C1=own, C=channels, GROUPS=groups, HAS_SKIP=skip is not None, HAS_X_BIAS=x_bias is not None,
-        HAS_AFFINE=weight is not None, HAS_MODULATION=scale is not None,
+        HAS_AFFINE=weight is not None, HAS_MODULATION=scale is not None, HAS_MAP_BIAS=map_bias is not None,
         BLOCK_S=next_power_of_2(slices.count), BLOCK_D=next_power_of_2(depth), num_warps=1,
     )  # fmt: skip
 
@@ -342,8 +399,8 @@ def normalise(
     parts = ceil_div(visited, tile.pixels * _APPLY_TILES)
     apply_kernel[(ceil_div(channels, tile.channels) * batch * parts,)](
         x, skip, gamma, beta, coefficients, y, height, width, x_stride, skip_stride, map_stride, parts,
-        C1=own, C=channels, HAS_SKIP=skip is not None, HAS_MAPS=gamma is not None, SILU=silu, RESAMPLE=resample,
-        TILES=_APPLY_TILES, BLOCK_P=tile.pixels, BLOCK_C=tile.channels,
+        C1=own, C=channels, HAS_SKIP=skip is not None, HAS_MAPS=gamma is not None, PHASED=phased, SILU=silu,
+        RESAMPLE=resample, TILES=_APPLY_TILES, BLOCK_P=tile.pixels, BLOCK_C=tile.channels,
     )  # fmt: skip
     return y, statistics
 

@@ -9,8 +9,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from wsigen_kernels.launch import Slices, on
+from wsigen_kernels.launch import Slices, on, padded_channels
 from wsigen_kernels.layout import empty_by_pixel
+from wsigen_kernels.upsample import map_shape
 
 _FORMULA = "Tensor? weight, Tensor? bias, Tensor? gamma, Tensor? beta, Tensor? scale, Tensor? shift"
 
@@ -99,18 +100,19 @@ def _differentiate(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ..
 group_norm.register_autograd(_differentiate, setup_context=_remember)
 
 
-@torch.library.custom_op("wsigen::moments", mutates_args=(), schema="(Tensor x) -> Tensor")
-def moments(x):  # type: ignore[no-untyped-def]
-    """Take the moments of ``x`` (B, C, H, W): (B, slices, 2, C) float32."""
+@torch.library.custom_op("wsigen::moments", mutates_args=(), schema="(Tensor x, bool phased=False) -> Tensor")
+def moments(x, phased=False):  # type: ignore[no-untyped-def]
+    """Take the moments of ``x`` (B, C, H, W): (B, slices, 2, C) float32; see wsigen_kernels.norm_triton."""
     from wsigen_kernels import norm_triton
 
     with on(x):
-        return norm_triton.moments(x)
+        return norm_triton.moments(x, phased)
 
 
 @moments.register_fake
-def _(x):  # type: ignore[no-untyped-def]
-    return _moments_like(x, x.shape[1], x.shape[2] * x.shape[3])
+def _(x, phased=False):  # type: ignore[no-untyped-def]
+    _, channels, height, width = map_shape(x, phased)
+    return _moments_like(x, channels, height * width)
 
 
 @torch.library.custom_op(
@@ -118,26 +120,30 @@ def _(x):  # type: ignore[no-untyped-def]
     mutates_args=(),
     schema=(
         "(Tensor x, Tensor? skip, Tensor moments, Tensor? skip_moments, int groups, Tensor? x_bias, "
-        f"{_FORMULA}, bool silu, float eps, int resample) -> Tensor"
+        f"{_FORMULA}, bool silu, float eps, int resample, Tensor? map_bias=None, "
+        "bool phased=False) -> Tensor"
     ),
 )
 def normalise(  # type: ignore[no-untyped-def]
-    x, skip, moments, skip_moments, groups, x_bias, weight, bias, gamma, beta, scale, shift, silu, eps, resample
-):
+    x, skip, moments, skip_moments, groups, x_bias, weight, bias, gamma, beta, scale, shift, silu, eps, resample,
+    map_bias=None, phased=False,
+):  # fmt: skip
     """Normalise with ready moments (no gradients): see :func:`wsigen_kernels.norm_triton.normalise`."""
     from wsigen_kernels import norm_triton
 
     with on(x):
         return norm_triton.normalise(
-            x, moments, groups, skip, skip_moments, x_bias, weight, bias, gamma, beta, scale, shift, silu, eps, resample
-        )[0]
+            x, moments, groups, skip, skip_moments, x_bias, weight, bias, gamma, beta, scale, shift, silu, eps,
+            resample, map_bias, phased,
+        )[0]  # fmt: skip
 
 
 @normalise.register_fake
 def _(  # type: ignore[no-untyped-def]
-    x, skip, moments, skip_moments, groups, x_bias, weight, bias, gamma, beta, scale, shift, silu, eps, resample
-):
-    return _result(x, skip, resample)
+    x, skip, moments, skip_moments, groups, x_bias, weight, bias, gamma, beta, scale, shift, silu, eps, resample,
+    map_bias=None, phased=False,
+):  # fmt: skip
+    return _result(x, skip, resample, phased)
 
 
 @torch.library.custom_op(
@@ -173,8 +179,39 @@ def _(qkv, heads):  # type: ignore[no-untyped-def]
     return empty_by_pixel((batch, packed // 3, height, width), qkv)
 
 
-def _result(x: Tensor, skip: Tensor | None, resample: int) -> Tensor:
-    batch, own, height, width = x.shape
+@torch.library.custom_op("wsigen::gather", mutates_args=(), schema="(Tensor[] images, int patch) -> Tensor")
+def gather(images, patch):  # type: ignore[no-untyped-def]
+    """Concatenate images as patches, with ones: see :func:`wsigen_kernels.patches_triton.gather`."""
+    from wsigen_kernels import patches_triton
+
+    with on(images[0]):
+        return patches_triton.gather(images, patch)
+
+
+@gather.register_fake
+def _(images, patch):  # type: ignore[no-untyped-def]
+    batch, _, height, width = images[0].shape
+    channels = padded_channels(sum(image.shape[1] for image in images) * patch**2)
+    return empty_by_pixel((batch, channels, height // patch, width // patch), images[0])
+
+
+@torch.library.custom_op("wsigen::scatter", mutates_args=(), schema="(Tensor x, Tensor bias, int patch) -> Tensor")
+def scatter(x, bias, patch):  # type: ignore[no-untyped-def]
+    """Add a bias and shuffle patches to pixels: see :func:`wsigen_kernels.patches_triton.scatter`."""
+    from wsigen_kernels import patches_triton
+
+    with on(x):
+        return patches_triton.scatter(x, bias, patch)
+
+
+@scatter.register_fake
+def _(x, bias, patch):  # type: ignore[no-untyped-def]
+    batch, _, rows, columns = x.shape
+    return empty_by_pixel((batch, len(bias) // patch**2, rows * patch, columns * patch), x)
+
+
+def _result(x: Tensor, skip: Tensor | None, resample: int, phased: bool = False) -> Tensor:
+    batch, own, height, width = map_shape(x, phased)
     channels = own + (0 if skip is None else skip.shape[1])
     size = ((height, width), (2 * height, 2 * width), (height // 2, width // 2))[resample]
     return empty_by_pixel((batch, channels, *size), x)

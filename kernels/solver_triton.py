@@ -1,9 +1,12 @@
-"""Triton kernel of a solver's step: from the network's output to the next sample in one pass.
+"""Triton kernels of a solver's step: from the network's output to the next sample.
 
-    x_0    = known ? context : clamp(p x + q output, -1, 1)
+    x_0    = clamp(p x + q output, -1, 1)
+    x_0    = x_0 + gain * what the error at known pixels is carried to            (see wsigen.diffusion.continuity)
+    x_0    = known ? context : clamp(x_0, -1, 1)
     x_next = a x + b x_0 + c x_0' + d noise
 
-p and q turn the prediction (noise, velocity or data) into data; a to d are the solver's. Torch's way is ten passes.
+p and q turn the prediction (noise, velocity or data) into data; a to d are the solver's. The first line is one pass,
+the second a thin one for each ring around known pixels, the rest one more. Torch's way is some thirty passes.
 """
 
 from __future__ import annotations
@@ -31,45 +34,123 @@ class Update:
     d: float = 0.0
 
 
-@triton.jit(do_not_specialize=["p", "q", "a", "b", "c", "d"])
-def step_kernel(
+@triton.jit(do_not_specialize=["p", "q"])
+def data_kernel(
     output_ptr,  # (B, 3, H, W), strides below: the network's layout
-    x_ptr,  # (B, 3, H, W) float32, contiguous, as all below but the context and the known pixels
-    context_ptr,  # (B, 3, H, W) float32, channels_last
-    known_ptr,  # (B, 1, H, W) int8
-    previous_ptr,
-    noise_ptr,
-    next_ptr,
-    data_ptr,
+    x_ptr,  # (B, 3, H, W) float32, contiguous
+    data_ptr,  # likewise
     p,
     q,
-    a,
-    b,
-    c,
-    d,
     height,
     width,
     output_batch,
     output_channel,
     output_row,
     output_column,
+    BLOCK: tl.constexpr,
+):
+    """Turn the prediction into data, BLOCK pixels of one image."""
+    image = tl.program_id(1).to(tl.int64)
+    pixels = height * width
+    pixel = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    inside = pixel < pixels
+    place = output_ptr + image * output_batch + (pixel // width) * output_row + (pixel % width) * output_column
+    for channel in tl.static_range(3):
+        at = (image * 3 + channel) * pixels + pixel
+        x = tl.load(x_ptr + at, mask=inside, other=0.0)
+        output = tl.load(place + channel * output_channel, mask=inside, other=0.0).to(tl.float32)
+        tl.store(data_ptr + at, tl.minimum(tl.maximum(p * x + q * output, -1.0), 1.0), mask=inside)
+
+
+@triton.jit(do_not_specialize=["gain"])
+def ring_kernel(
+    data_ptr,  # (B, 3, H, W) float32: added to
+    error_ptr,  # (B, 3, H, W) float32: written on the ring
+    context_ptr,  # (B, 3, H, W) float32, channels_last
+    distance_ptr,  # (B, 1, H, W) uint8
+    gain,
+    height,
+    width,
+    NUMBER: tl.constexpr,  # of the ring
+    DIAGONAL: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """Carry the error to one ring, from the pixels that lie further in."""
+    image = tl.program_id(1).to(tl.int64)
+    pixels = height * width
+    pixel = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    distance = tl.load(distance_ptr + image * pixels + pixel, mask=pixel < pixels, other=255)
+    mine = distance == NUMBER
+    if tl.max(mine.to(tl.int32), axis=0) > 0:
+        row, column = pixel // width, pixel % width
+        weight = tl.zeros([BLOCK], dtype=tl.float32)
+        red = tl.zeros([BLOCK], dtype=tl.float32)
+        green = tl.zeros([BLOCK], dtype=tl.float32)
+        blue = tl.zeros([BLOCK], dtype=tl.float32)
+        for down in tl.static_range(-1, 2):
+            for right in tl.static_range(-1, 2):
+                if down != 0 or right != 0:
+                    share = 1.0 if down == 0 or right == 0 else DIAGONAL
+                    there = pixel + down * width + right
+                    inside = mine & (row + down >= 0) & (row + down < height)
+                    inside = inside & (column + right >= 0) & (column + right < width)
+                    near = tl.load(distance_ptr + image * pixels + there, mask=inside, other=255)
+                    inside = inside & (near < NUMBER)
+                    known = inside & (near == 0)
+                    weight += tl.where(inside, share, 0.0)
+                    red += share * _error(data_ptr, error_ptr, context_ptr, image, pixels, there, 0, inside, known)
+                    green += share * _error(data_ptr, error_ptr, context_ptr, image, pixels, there, 1, inside, known)
+                    blue += share * _error(data_ptr, error_ptr, context_ptr, image, pixels, there, 2, inside, known)
+        weight = tl.where(mine, weight, 1.0)
+        at = image * 3 * pixels + pixel
+        _carry(data_ptr, error_ptr, at, red / weight, gain, mine)
+        _carry(data_ptr, error_ptr, at + pixels, green / weight, gain, mine)
+        _carry(data_ptr, error_ptr, at + 2 * pixels, blue / weight, gain, mine)
+
+
+@triton.jit
+def _error(data_ptr, error_ptr, context_ptr, image, pixels, pixel, channel, inside, known):
+    """What the prediction is short of at known pixels, and what was carried to the others."""
+    at = (image * 3 + channel) * pixels + pixel
+    context = tl.load(context_ptr + (image * pixels + pixel) * 3 + channel, mask=known, other=0.0)
+    short = context - tl.load(data_ptr + at, mask=known, other=0.0)
+    return tl.where(known, short, tl.load(error_ptr + at, mask=inside & (known == 0), other=0.0))
+
+
+@triton.jit
+def _carry(data_ptr, error_ptr, at, error, gain, mine):
+    tl.store(error_ptr + at, error, mask=mine)
+    tl.store(data_ptr + at, tl.load(data_ptr + at, mask=mine, other=0.0) + gain * error, mask=mine)
+
+
+@triton.jit(do_not_specialize=["a", "b", "c", "d"])
+def step_kernel(
+    x_ptr,  # (B, 3, H, W) float32, contiguous, as all below but the context
+    context_ptr,  # (B, 3, H, W) float32, channels_last
+    distance_ptr,  # (B, 1, H, W) uint8: 0 where pixels are known
+    previous_ptr,
+    noise_ptr,
+    next_ptr,
+    data_ptr,  # read and written
+    a,
+    b,
+    c,
+    d,
+    pixels,
     HAS_PREVIOUS: tl.constexpr,
     HAS_NOISE: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     """Step BLOCK pixels of one image."""
     image = tl.program_id(1).to(tl.int64)
-    pixels = height * width
     pixel = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     inside = pixel < pixels
-    known = tl.load(known_ptr + image * pixels + pixel, mask=inside, other=0) != 0
-    place = output_ptr + image * output_batch + (pixel // width) * output_row + (pixel % width) * output_column
+    known = tl.load(distance_ptr + image * pixels + pixel, mask=inside, other=255) == 0
     for channel in tl.static_range(3):
         at = (image * 3 + channel) * pixels + pixel
         x = tl.load(x_ptr + at, mask=inside, other=0.0)
-        output = tl.load(place + channel * output_channel, mask=inside, other=0.0).to(tl.float32)
-        data = tl.minimum(tl.maximum(p * x + q * output, -1.0), 1.0)
-        context = tl.load(context_ptr + (image * pixels + pixel) * 3 + channel, mask=inside, other=0.0)
+        data = tl.minimum(tl.maximum(tl.load(data_ptr + at, mask=inside, other=0.0), -1.0), 1.0)
+        context = tl.load(context_ptr + (image * pixels + pixel) * 3 + channel, mask=known, other=0.0)
         data = tl.where(known, context, data)
         following = a * x + b * data
         if HAS_PREVIOUS:
@@ -84,7 +165,7 @@ def step(
     output: Tensor,
     x: Tensor,
     context: Tensor,
-    known: Tensor,
+    rings: tuple[Tensor, tuple[float, ...], float],
     update: Update,
     previous: Tensor | None = None,
     noise: Tensor | None = None,
@@ -92,17 +173,25 @@ def step(
     """Return x_next and x_0, (B, 3, H, W) float32 each.
 
     ``output`` (B, 3, H, W) of any float type and layout; ``x``, ``previous``, ``noise`` float32, ``context`` float32 in
-    [-1, 1]; ``known`` (B, 1, H, W) bool.
+    [-1, 1]. ``rings``: distance from known pixels, (B, 1, H, W) uint8, 0 where known; the gain of each ring; and the
+    weight of a diagonal neighbour.
     """
     batch, _, height, width = x.shape
-    x = x.contiguous()
+    distance, gains, diagonal = rings
+    x, distance = x.contiguous(), distance.contiguous()
+    context = context.contiguous(memory_format=torch.channels_last)
     previous, noise = (None if part is None else part.contiguous() for part in (previous, noise))
-    following, data = torch.empty_like(x), torch.empty_like(x)
+    following, data, error = torch.empty_like(x), torch.empty_like(x), torch.empty_like(x)
+    grid = (ceil_div(height * width, _BLOCK), batch)
     with on(x):
-        step_kernel[(ceil_div(height * width, _BLOCK), batch)](
-            output, x, context.contiguous(memory_format=torch.channels_last), known.contiguous().view(torch.int8),
-            previous if update.c else None, noise if update.d else None, following, data,
-            update.p, update.q, update.a, update.b, update.c, update.d, height, width, *output.stride(),
+        data_kernel[grid](output, x, data, update.p, update.q, height, width, *output.stride(), BLOCK=_BLOCK)
+        for number, gain in enumerate(gains, start=1):
+            ring_kernel[grid](
+                data, error, context, distance, gain, height, width, NUMBER=number, DIAGONAL=diagonal, BLOCK=_BLOCK
+            )
+        step_kernel[grid](
+            x, context, distance, previous if update.c else None, noise if update.d else None, following, data,
+            update.a, update.b, update.c, update.d, height * width,
             HAS_PREVIOUS=update.c != 0, HAS_NOISE=update.d != 0, BLOCK=_BLOCK,
         )  # fmt: skip
     return following, data

@@ -27,17 +27,28 @@ def phase_weights(weight: Tensor) -> Tensor:
     return torch.cat(phases).to(weight.dtype).contiguous(memory_format=torch.channels_last)
 
 
-def upsample_conv3x3(x: Tensor, weight: Tensor) -> Tensor:
-    """Return ``conv2d(upsample(x), weight, padding=1)`` for ``x`` (B, I, H, W): (B, O, 2 H, 2 W), channels_last.
+def upsample_places(x: Tensor, phases: Tensor) -> Tensor:
+    """Return ``conv2d(upsample(x), weight, padding=1)``, (B, O, 2 H, 2 W), in places: (B, 4 O, H + 1, W + 1).
 
-    One convolution makes all phases at the (H + 1) x (W + 1) places between and around pixels; a phase takes H x W.
+    ``x`` is (B, I, H, W), ``phases`` what :func:`phase_weights` made of the weight. One convolution makes all phases at
+    the places between and around pixels. Output pixel (2 i + r, 2 j + c) is phase (r, c) at place (i + r, j + c); the
+    rest is nobody's. The kernels of wsigen_kernels.norm_triton read it where it lies, ``phased``.
     """
-    batch, _, height, width = x.shape
-    channels = len(weight)
-    places = F.conv2d(x, phase_weights(weight), padding=1)
-    out = x.new_empty((batch, height, 2, width, 2, channels))
+    return F.conv2d(x, phases, padding=1)
+
+
+def map_shape(x: Tensor, phased: bool = False) -> tuple[int, int, int, int]:
+    """Shape (B, C, H, W) of a feature map that may lie in places."""
+    batch, channels, height, width = x.shape
+    return (batch, channels // 4, 2 * (height - 1), 2 * (width - 1)) if phased else (batch, channels, height, width)
+
+
+def gathered(places: Tensor) -> Tensor:
+    """Bring what :func:`upsample_places` returned into the order of pixels: (B, O, 2 H, 2 W), channels_last."""
+    batch, channels, height, width = map_shape(places, phased=True)
+    out = places.new_empty((batch, height // 2, 2, width // 2, 2, channels))
     for index in range(4):
         row, column = divmod(index, 2)
-        phase = places[:, index * channels : (index + 1) * channels, row : row + height, column : column + width]
-        out[:, :, row, :, column] = phase.permute(0, 2, 3, 1)
-    return out.view(batch, 2 * height, 2 * width, channels).permute(0, 3, 1, 2)
+        own = places[:, index * channels : (index + 1) * channels]
+        out[:, :, row, :, column] = own[:, :, row : row + height // 2, column : column + width // 2].permute(0, 2, 3, 1)
+    return out.view(batch, height, width, channels).permute(0, 3, 1, 2)

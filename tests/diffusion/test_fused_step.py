@@ -10,6 +10,7 @@ if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")  # read when the kernel is imported, which is lazy
 
 from wsigen.diffusion import fused_step
+from wsigen.diffusion.continuity import Continuity
 from wsigen.diffusion.gaussian import to_x0
 from wsigen.diffusion.samplers import make_sampler
 from wsigen.diffusion.schedules import NoiseSchedule
@@ -37,17 +38,20 @@ def test_whole_runs_agree_with_torch(name, eta, prediction_type):
     schedule = NoiseSchedule.cosine()
     sampler = make_sampler(name, schedule, 5, eta)
     context = randn(1, torch.channels_last).clamp(-1, 1)
-    known = randn(2)[:, :1] > 0.5
+    known = randn(2)[:, :1] > 1.5  # few enough that some pixels lie beyond the last ring
+    continuity = Continuity(known)
+    assert set(continuity.distance.unique().tolist()) == {0, 1, 2, 3, 255}
     x = y = randn(3)
     states = [sampler.init_state()] * 2
     for index, timestep in enumerate(sampler.timesteps):
         output, noise = randn(10 + index, torch.channels_last), randn(20 + index)
         t = torch.full((2,), timestep, device=DEVICE)
-        x0 = torch.where(known, context, to_x0(prediction_type, output, x, t, schedule).clamp(-1, 1))
+        x0 = continuity.correct(to_x0(prediction_type, output, x, t, schedule).clamp(-1, 1), context)
+        x0 = torch.where(known, context, x0.clamp(-1, 1))
         x, states[0] = sampler.step(index, x, x0, noise, states[0])
         assert fused_step.serves(sampler, index, y)
         y, states[1] = fused_step.step(
-            sampler, index, prediction_type, schedule, output, y, context, known, noise, states[1]
+            sampler, index, prediction_type, schedule, output, y, context, continuity, noise, states[1]
         )
         tolerance = 2e-5 * max(1.0, x.abs().max().item())
         torch.testing.assert_close(y, x, rtol=0, atol=tolerance)
@@ -63,6 +67,6 @@ def test_correctors_take_the_way_of_torch():
 def test_missing_noise_is_refused():
     schedule = NoiseSchedule.cosine()
     sampler = make_sampler("ddim", schedule, 3, 1.0)
-    x, known = randn(0), torch.zeros(2, 1, 12, 20, dtype=torch.bool, device=DEVICE)
+    x, continuity = randn(0), Continuity(torch.zeros(2, 1, 12, 20, dtype=torch.bool, device=DEVICE))
     with pytest.raises(ValueError, match="step 0 needs noise"):
-        fused_step.step(sampler, 0, "v", schedule, x, x, x, known, None, sampler.init_state())
+        fused_step.step(sampler, 0, "v", schedule, x, x, x, continuity, None, sampler.init_state())

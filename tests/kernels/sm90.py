@@ -15,9 +15,9 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from triton.runtime.jit import JITFunction
-from wsigen_kernels import attention_triton, merge_triton, noise_triton, norm_triton, solver_triton
+from wsigen_kernels import attention_triton, merge_triton, noise_triton, norm_triton, patches_triton, solver_triton
 
-NAMES = {torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.int64: "*i64", torch.int8: "*i8"}
+NAMES = {torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.int64: "*i64", torch.uint8: "*u8"}
 TOOL = os.path.join(os.path.dirname(triton.__file__), "backends", "nvidia", "bin", "cuobjdump")
 ALIGNED = [["tt.divisibility", 16]]
 
@@ -74,6 +74,8 @@ def launch_all(dtype):
     norm_triton.normalise(x, taken, 32, skip, taken, **halves)
     for resample in (norm_triton.UP, norm_triton.DOWN):
         norm_triton.normalise(x, taken, 32, weight=vector(64), bias=vector(64), resample=resample)
+    places = feature(4 * 128, 65, dtype)
+    norm_triton.normalise(places, norm_triton.moments(places, True), 32, map_bias=vector(256), phased=True, **halves)
     for resample, side in ((0, 128), (1, 64), (2, 256)):
         merge_triton.merge(x, vector(64), feature(64, side, dtype), resample=resample)
     merge_triton.merge(x, vector(64), feature(128, 128, dtype), skip, vector(64, 192))
@@ -84,9 +86,12 @@ def launch_all(dtype):
         attention_triton.attention(feature(3 * 224, side, dtype), 7)
     corner, table = vector(2, dtype=torch.int64), vector(4096, dtype=torch.int64)
     noise_triton.coordinate_normals((7, 2**32 - 1), corner, corner, 256, 256, 1, 0, table)
-    image, known = torch.empty(2, 3, 256, 256, device="meta"), torch.empty(2, 1, 256, 256, device="meta").bool()
+    image = torch.empty(2, 3, 256, 256, device="meta")
+    distance = torch.empty(2, 1, 256, 256, device="meta", dtype=torch.uint8)
+    patches_triton.gather([feature(3, 256, dtype), feature(3, 256, dtype), feature(1, 256, dtype)], 2)
+    patches_triton.scatter(feature(16, 128, dtype), vector(12), 2)
     update = solver_triton.Update(0.5, 0.5, 0.5, 0.5, 0.5, 0.5)
-    solver_triton.step(feature(3, 256, dtype), image, image, known, update, image, image)
+    solver_triton.step(feature(3, 256, dtype), image, image, (distance, (0.7,), 0.35), update, image, image)
 
 
 if __name__ == "__main__":

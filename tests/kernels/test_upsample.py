@@ -3,7 +3,9 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from wsigen_kernels.upsample import phase_weights, upsample_conv3x3
+from contract import needs_triton
+from wsigen_kernels import ops
+from wsigen_kernels.upsample import gathered, phase_weights, upsample_places
 
 
 @pytest.mark.parametrize(("height", "width"), [(1, 1), (5, 4), (16, 9)])
@@ -12,10 +14,24 @@ def test_phases_make_the_convolution_of_the_upsampled_map(device, height, width)
     x = torch.randn(2, 6, height, width, generator=generator, dtype=torch.float64).to(device)
     weight = torch.randn(10, 6, 3, 3, generator=generator, dtype=torch.float64).to(device)
     weight = weight.float().round(decimals=3).double()  # sums of phases are exact in float32 to about 1e-7
-    got = upsample_conv3x3(x.contiguous(memory_format=torch.channels_last), weight)
+    got = gathered(upsample_places(x.contiguous(memory_format=torch.channels_last), phase_weights(weight)))
     expected = F.conv2d(F.interpolate(x, scale_factor=2.0, mode="nearest"), weight, padding=1)
     torch.testing.assert_close(got, expected, rtol=0, atol=2e-5)
     assert got.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_kernels_read_phases_where_they_lie(device, poisoned):
+    needs_triton()
+    places = torch.randn(2, 4 * 24, 9, 6, generator=torch.Generator().manual_seed(1)).to(device)
+    places = places.contiguous(memory_format=torch.channels_last)
+    in_order = gathered(places)
+    moments = ops.moments(places, True)
+    assert torch.equal(moments, ops.moments(in_order))
+    formula = [None] * 6
+    for resample in (0, 1, 2):
+        got = ops.normalise(places, None, moments, None, 4, None, *formula, True, 1e-5, resample, None, True)
+        assert torch.equal(got, ops.normalise(in_order, None, moments, None, 4, None, *formula, True, 1e-5, resample))
+    torch.library.opcheck(ops.moments, (places, True))
 
 
 def test_weights_of_a_phase_sum_to_those_of_the_whole():

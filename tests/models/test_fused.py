@@ -77,7 +77,7 @@ def assert_as_close(got, plain, exact):
         assert mine < 1.5 * its, f"{mine:.3g}, the plain path {its:.3g}"
 
 
-def test_the_fused_network_is_the_network(model, choose, monkeypatch):
+def test_the_fused_network_is_the_network(model, choose):
     inputs = inputs_for(model.config)
     choose("torch")
     exact, plain = run(model, inputs, torch.float32), run(model, inputs)
@@ -88,9 +88,12 @@ def test_the_fused_network_is_the_network(model, choose, monkeypatch):
     assert_as_close(got, plain, exact)
     with torch.inference_mode():
         cache = model.spade_cache(inputs[2].to(DTYPE))
-    assert torch.equal(run(model, inputs, cache=cache), got)
-    monkeypatch.setattr(fused, "SUB_PIXEL", True)
-    assert_as_close(run(model, inputs), plain, exact)
+    assert isinstance(cache, fused.Cache) and torch.equal(run(model, inputs, cache=cache), got)
+    choose("torch")
+    with torch.inference_mode():
+        maps = model.spade_cache(inputs[2].to(DTYPE))
+    choose("triton")
+    assert_as_close(run(model, inputs, cache=maps), plain, exact)  # a cache says which path it is for
 
 
 def painted(model, inputs, dtype=DTYPE):
@@ -143,11 +146,3 @@ def test_conditions_are_given_once_and_shapes_may_change(model, kind):
                 for timestep in (903.0, 17.5, 903.0):
                     t = torch.full((2,), timestep, device=DEVICE)
                     assert torch.equal(network(x, timestep), model(x, t, given, context, known, style))
-
-
-@pytest.mark.parametrize("patch", [1, 2, 4])
-def test_inputs_are_concatenated_and_unshuffled_in_one_pass(patch):
-    inputs = [torch.randn(2, channels, 8, 12) for channels in (3, 1, 5)]
-    expected = torch.nn.functional.pixel_unshuffle(torch.cat(inputs, dim=1), patch)
-    got = fused.unshuffled(inputs, patch)
-    assert torch.equal(got, expected) and got.is_contiguous(memory_format=torch.channels_last)

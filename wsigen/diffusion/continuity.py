@@ -20,19 +20,20 @@ DIAGONAL = 0.35  # weight of a diagonal neighbour beside 1 for a direct one
 
 
 class Continuity:
-    """The correction for one batch of windows; ``known`` is (B, 1, H, W) bool."""
+    """The correction for one batch of windows; ``known`` is (B, 1, H, W) bool.
+
+    ``distance`` (B, 1, H, W) uint8 is 0 where pixels are known, 1, 2, ... on the rings around them, and 255 beyond.
+    """
 
     def __init__(self, known: Tensor, ring_gains: Sequence[float] = RING_GAINS) -> None:
         self.known = known
+        self.ring_gains = tuple(ring_gains)
         kernel = [[DIAGONAL, 1.0, DIAGONAL], [1.0, 0.0, 1.0], [DIAGONAL, 1.0, DIAGONAL]]
         self._kernel = torch.tensor(kernel, device=known.device)[None, None]
-        self._rings: list[tuple[Tensor, float]] = []  # 1 / weight of the neighbours within, 0 off the ring; gain
-        inside = known.float()
-        for gain in ring_gains:
-            weight = self._neighbours(inside)
-            ring = (weight > 0) & (inside == 0)
-            self._rings.append((torch.where(ring, 1 / weight, 0.0), gain))
-            inside = torch.where(ring, 1.0, inside)
+        self.distance = torch.where(known, 0, 255).to(torch.uint8)
+        for number in range(1, len(self.ring_gains) + 1):
+            near = F.max_pool2d((self.distance < number).half(), 3, stride=1, padding=1) > 0
+            self.distance = torch.where(near & (self.distance == 255), number, self.distance)
 
     def correct(self, x0: Tensor, context: Tensor) -> Tensor:
         """Add the carried error to unknown pixels of the predicted image; both (B, C, H, W) float32.
@@ -42,8 +43,9 @@ class Continuity:
         """
         error = torch.where(self.known, context - x0, 0.0)
         corrected = x0
-        for scale, gain in self._rings:
-            ring = self._neighbours(error) * scale
+        for number, gain in enumerate(self.ring_gains, start=1):
+            weight = self._neighbours((self.distance < number).float())
+            ring = torch.where(self.distance == number, self._neighbours(error) / weight, 0.0)
             corrected = corrected + gain * ring
             error = error + ring
         return corrected

@@ -1,4 +1,4 @@
-"""A solver's step as one kernel, where Triton serves the device: prediction to data, clamp, known pixels, update.
+"""A solver's step in Triton, where it serves the device: prediction to data, continuity, known pixels, update.
 
 The arithmetic is that of :meth:`wsigen.diffusion.samplers.Sampler.step` up to rounding: a GPU fuses multiplications
 with additions. Steps with a corrector or a learned variance take torch's way.
@@ -9,6 +9,7 @@ from __future__ import annotations
 from torch import Tensor
 from wsigen_kernels import norm as kernels
 
+from wsigen.diffusion.continuity import DIAGONAL, Continuity
 from wsigen.diffusion.gaussian import PredictionType
 from wsigen.diffusion.samplers import Sampler, SamplerState
 from wsigen.diffusion.schedules import NoiseSchedule
@@ -27,13 +28,13 @@ def step(
     prediction: Tensor,
     x: Tensor,
     context: Tensor,
-    known: Tensor,
+    continuity: Continuity,
     noise: Tensor | None,
     state: SamplerState,
 ) -> tuple[Tensor, SamplerState]:
     """From x at ``timesteps[index]`` to the next; arguments as in the loop of wsigen.models.denoise.
 
-    ``prediction`` (B, 3, H, W) of any float type; the others float32, ``known`` (B, 1, H, W) bool.
+    ``prediction`` (B, 3, H, W) of any float type; the other tensors float32.
     """
     from wsigen_kernels.solver_triton import Update
     from wsigen_kernels.solver_triton import step as kernel
@@ -43,7 +44,8 @@ def step(
     if now.noise > 0 and noise is None and not last:
         raise ValueError(f"sampler {sampler.name}: step {index} needs noise")
     update = Update(p, q, 0.0, 1.0) if last else Update(p, q, now.x, now.x0, now.x0_previous, now.noise)
-    following, data = kernel(prediction, x, context, known, update, state.x0_previous, noise)
+    rings = (continuity.distance, continuity.ring_gains, DIAGONAL)
+    following, data = kernel(prediction, x, context, rings, update, state.x0_previous, noise)
     return (data, state) if last else (following, sampler.carry(state, x, data))
 
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from wsigen.models.nasdm import NasdmModel
-from wsigen.models.unet import SpadeMaps
+from wsigen.models.unet import SpadeCache
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class ConditionedNetwork:
     def begin(self, conditions: Conditions) -> None:
         """Take the conditions of the next steps."""
         self.conditions = conditions
-        self.maps: SpadeMaps = self.model.spade_cache(conditions.planes)
+        self.maps: SpadeCache = self.model.spade_cache(conditions.planes)
 
     def __call__(self, x: Tensor, timestep: float) -> Tensor:
         """Predict from the noisy window ``x`` (B, 3, H, W); the result holds until the next call."""

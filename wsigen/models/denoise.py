@@ -75,12 +75,14 @@ def denoise(
             null = _split_variance(outputs[1])[0]
             prediction = guide(prediction.float(), null.float(), guidance_scale)
         noise = step_noise(index) if step_noise is not None and sampler.steps[index].noise > 0 else None
+        if raw_variance is None and fused_step.serves(sampler, index, x):
+            x, state = fused_step.step(
+                sampler, index, prediction_type, schedule, prediction, x, inputs.context, continuity, noise, state
+            )
+            continue
         t = torch.full((len(x),), timestep, device=x.device)
         x0 = to_x0(prediction_type, prediction.float(), x, t, schedule).clamp(-1, 1)
         x0 = continuity.correct(x0, inputs.context)
-        if raw_variance is None and fused_step.serves(sampler, index, x):
-            x, state = fused_step.step(sampler, index, "x0", schedule, x0, x, inputs.context, is_known, noise, state)
-            continue
         x0 = torch.where(is_known, inputs.context, x0.clamp(-1, 1))
         log_variance = None if raw_variance is None else sampler.log_variance(index, raw_variance.float())
         x, state = sampler.step(index, x, x0, noise, state, log_variance)

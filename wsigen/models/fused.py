@@ -5,8 +5,9 @@ The same weights and the same sums in the same order, cut otherwise:
 - a feature map travels with its moments (see wsigen_kernels.norm_triton), which whoever writes it takes on the way, so
   that norms read their input once;
 - skip connections are read where they lie, never concatenated;
-- resampling happens while a norm writes its result, and while a residual is added;
-- the biases of convolutions ride along with what follows: torch adds them in a pass of their own.
+- a map is halved while a norm writes its result, and a residual resampled while it is added; a map that is to be
+  doubled is convolved as it is (see wsigen_kernels.upsample);
+- the biases of convolutions ride along with what comes before or follows: torch adds them in a pass of their own.
 
 What is computed differs from the plain network by rounding alone; tests/models/test_fused.py bounds it.
 """
@@ -23,7 +24,8 @@ from torch import Tensor, nn
 from wsigen_kernels import norm as kernels
 from wsigen_kernels import ops
 from wsigen_kernels.attention import attention
-from wsigen_kernels.upsample import upsample_conv3x3
+from wsigen_kernels.launch import padded_channels
+from wsigen_kernels.upsample import phase_weights, upsample_places
 
 if TYPE_CHECKING:
     from wsigen.models.unet import AffineNorm, AttentionBlock, ResBlock, UNet
@@ -31,16 +33,24 @@ if TYPE_CHECKING:
 SAME, UP, DOWN = 0, 1, 2
 _RESAMPLE = {"": SAME, "up": UP, "down": DOWN}
 EPS = 1e-5
-Maps = tuple[Tensor, Tensor]
+Modulation = tuple[
+    Tensor, Tensor, Tensor | None
+]  # gamma and beta (B, C, H, W), and (2 C,) that is still to be added to them
 
-# Upsampling and convolution as four convolutions of the small map: less arithmetic, one more pass. Off until
-# benchmarks/denoiser.py (variant "ours, sub-pixel") shows it faster.
-SUB_PIXEL = False
+
+@dataclass(frozen=True)
+class Cache:
+    """What does not change from step to step: SPADE maps in the order of use, and weights as this path wants them."""
+
+    modulations: list[Modulation]
+    conv_in: Tensor
+    conv_out: Tensor
+    phases: dict[nn.Module, Tensor]  # of the first convolution of every block that doubles the resolution
 
 
 @dataclass(frozen=True)
 class Feature:
-    """A feature map (B, C, H, W) in channels_last, and its moments (B, slices, 2, C)."""
+    """A feature map (B, C, H, W) in channels_last or in places, and its moments (B, slices, 2, C)."""
 
     pixels: Tensor
     moments: Tensor
@@ -58,49 +68,79 @@ def serves(unet: UNet, x: Tensor) -> bool:
     return x.dtype == unet.conv_in.weight.dtype and (x.element_size() == 2 or kernels.ANY_DEVICE)
 
 
-def forward(unet: UNet, inputs: list[Tensor], emb: Tensor, maps: Iterator[Maps]) -> Tensor:
+def prepare(unet: UNet, planes: Tensor) -> Cache:
+    """Compute what every step with these ``planes`` (B, P, H, W) needs."""
+    pyramid = unet.mask_pyramid(ops.gather([planes], unet.config.patch), 1)
+    modulations = []
+    for norm, level in unet.spade_norms():
+        hidden = F.conv2d(pyramid[level], _with_bias(norm.shared, pyramid[level].shape[1]), padding=1).relu_()
+        gamma, beta = F.conv2d(hidden, norm.gamma_beta.weight, padding=1).chunk(2, dim=1)
+        modulations.append((gamma, beta, norm.gamma_beta.bias))
+    doubling: list[ResBlock] = [stage.block for stage in unet.decoder if stage.upsamples]  # type: ignore[misc]
+    weight = unet.conv_out.weight
+    return Cache(
+        modulations,
+        _with_bias(unet.conv_in, padded_channels(unet.conv_in.in_channels)),
+        F.pad(weight, (0, 0, 0, 0, 0, 0, 0, -len(weight) % 8)).contiguous(memory_format=torch.channels_last),
+        {block: phase_weights(block.conv_in.weight) for block in doubling},
+    )
+
+
+def _with_bias(conv: nn.Conv2d, channels: int) -> Tensor:
+    """Weights of a 3 x 3 convolution over ``channels``, of which the first unknown to it is one everywhere."""
+    weight = F.pad(conv.weight, (0, 0, 0, 0, 0, channels - conv.in_channels))
+    assert conv.bias is not None
+    weight[:, conv.in_channels, 1, 1] = conv.bias
+    return weight.contiguous(memory_format=torch.channels_last)
+
+
+def forward(unet: UNet, inputs: list[Tensor], emb: Tensor, cache: Cache) -> Tensor:
     """Map the inputs, (B, C_i, H, W) each, to the prediction; ``emb`` (B, time_dim) is activated already."""
-    patch = unet.config.patch
-    h = Feature.of(unet.conv_in(unshuffled(inputs, patch)))
+    patch, modulations = unet.config.patch, iter(cache.modulations)
+    h = Feature.of(F.conv2d(ops.gather(inputs, patch), cache.conv_in, padding=1))
     skips = [h]
     for stage in unet.encoder:
         h = _stage(stage, h, None, emb, None)
         skips.append(h)
     for stage in unet.middle:
-        h = _stage(stage, h, None, emb, maps)
+        h = _stage(stage, h, None, emb, modulations)
     for stage in unet.decoder:
-        h = _stage(stage, h, None if stage.upsamples else skips.pop(), emb, maps)
-    out = unet.conv_out(_affine_norm(unet.norm_out, h))
-    return F.pixel_shuffle(out, patch) if patch > 1 else out
+        skip = None if stage.upsamples else skips.pop()
+        h = _stage(stage, h, skip, emb, modulations, cache.phases.get(stage.block))  # type: ignore[arg-type]
+    out = F.conv2d(_affine_norm(unet.norm_out, h), cache.conv_out, padding=1)
+    return ops.scatter(out, unet.conv_out.bias, patch)
 
 
-def unshuffled(inputs: list[Tensor], patch: int) -> Tensor:
-    """Concatenate and pixel-unshuffle into channels_last in one pass over each input."""
-    batch, _, height, width = inputs[0].shape
-    channels = sum(x.shape[1] for x in inputs)
-    rows, columns = height // patch, width // patch
-    out = inputs[0].new_empty((batch, rows, columns, channels, patch, patch))
-    start = 0
-    for x in inputs:
-        blocks = x.reshape(batch, x.shape[1], rows, patch, columns, patch).permute(0, 2, 4, 1, 3, 5)
-        out[:, :, :, start : start + x.shape[1]] = blocks
-        start += x.shape[1]
-    return out.reshape(batch, rows, columns, -1).permute(0, 3, 1, 2)
-
-
-def _stage(stage: nn.Module, x: Feature, skip: Feature | None, emb: Tensor, maps: Iterator[Maps] | None) -> Feature:
-    h = _res_block(stage.block, x, skip, emb, maps)  # type: ignore[arg-type]
+def _stage(
+    stage: nn.Module,
+    x: Feature,
+    skip: Feature | None,
+    emb: Tensor,
+    modulations: Iterator[Modulation] | None,
+    phases: Tensor | None = None,
+) -> Feature:
+    h = _res_block(stage.block, x, skip, emb, modulations, phases)  # type: ignore[arg-type]
     return h if stage.attention is None else _attention_block(stage.attention, h)  # type: ignore[arg-type]
 
 
-def _res_block(block: ResBlock, x: Feature, skip: Feature | None, emb: Tensor, maps: Iterator[Maps] | None) -> Feature:
+def _res_block(
+    block: ResBlock,
+    x: Feature,
+    skip: Feature | None,
+    emb: Tensor,
+    modulations: Iterator[Modulation] | None,
+    phases: Tensor | None,
+) -> Feature:
     resample = _RESAMPLE[block.resample]
-    by_phase = SUB_PIXEL and resample == UP
-    h = _norm(block.norm_in, x, skip, maps, resample=SAME if by_phase else resample)
-    weight_in, bias_in = block.conv_in.weight, block.conv_in.bias
-    h = upsample_conv3x3(h, weight_in) if by_phase else F.conv2d(h, weight_in, None, padding=1)
-    h = _norm(block.norm_out, Feature.of(h), None, maps, block.time(emb), bias_in)
-    h = F.conv2d(h, block.conv_out.weight, None, padding=1)
+    phased = phases is not None
+    h = _norm(block.norm_in, x, skip, modulations, resample=SAME if phased else resample)
+    if phases is not None:
+        h = upsample_places(h, phases)
+    else:
+        h = F.conv2d(h, block.conv_in.weight, padding=1)
+    taken = Feature(h, ops.moments(h, phased))
+    h = _norm(block.norm_out, taken, None, modulations, block.time(emb), block.conv_in.bias, phased=phased)
+    h = F.conv2d(h, block.conv_out.weight, padding=1)
     bias, weight = block.conv_out.bias, None
     if isinstance(block.skip, nn.Conv2d):
         weight = block.skip.weight
@@ -114,14 +154,15 @@ def _norm(
     norm: nn.Module,
     x: Feature,
     skip: Feature | None,
-    maps: Iterator[Maps] | None,
+    modulations: Iterator[Modulation] | None,
     scale_shift: Tensor | None = None,
     x_bias: Tensor | None = None,
     resample: int = SAME,
+    phased: bool = False,
 ) -> Tensor:
-    """Apply an AffineNorm, or with ``maps`` a SpadeNorm, and SiLU."""
-    weight, bias = (None, None) if maps is not None else (norm.weight, norm.bias)
-    gamma, beta = next(maps) if maps is not None else (None, None)
+    """Apply an AffineNorm, or with ``modulations`` a SpadeNorm, and SiLU."""
+    weight, bias = (None, None) if modulations is not None else (norm.weight, norm.bias)
+    gamma, beta, map_bias = next(modulations) if modulations is not None else (None, None, None)
     scale, shift = (None, None) if scale_shift is None else scale_shift.chunk(2, dim=1)
     return ops.normalise(
         x.pixels,
@@ -139,6 +180,8 @@ def _norm(
         True,
         EPS,
         resample,
+        map_bias,
+        phased,
     )
 
 

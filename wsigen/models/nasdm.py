@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from wsigen.errors import ModelError
 from wsigen.models.config import CONFIG_FILE, ModelConfig
 from wsigen.models.registry import find_model
-from wsigen.models.unet import SpadeMaps, UNet
+from wsigen.models.unet import SpadeCache, UNet
 
 SHARD_BYTES = 14_500_000
 SHARD_PATTERN = "weights-*-of-*.safetensors"
@@ -58,7 +58,7 @@ class NasdmModel(nn.Module):
             save_file(shard, folder / f"weights-{index:05d}-of-{len(shards):05d}.safetensors")
         (folder / CONFIG_FILE).write_text(self.config.to_json(), encoding="utf-8")
 
-    def spade_cache(self, planes: Tensor) -> SpadeMaps:
+    def spade_cache(self, planes: Tensor) -> SpadeCache:
         """Compute the SPADE maps of ``planes`` (B, P, H, W) once, for every step that follows."""
         return self.unet.spade_cache(planes)
 
@@ -70,7 +70,7 @@ class NasdmModel(nn.Module):
         context: Tensor | None = None,
         known: Tensor | None = None,
         style: Tensor | None = None,
-        cache: SpadeMaps | None = None,
+        cache: SpadeCache | None = None,
     ) -> Tensor:
         """Predict, in the configuration's parametrisation: see :meth:`wsigen.models.unet.UNet.forward`."""
         return self.unet(x, t, planes, context, known, style, cache)

@@ -25,6 +25,7 @@ from wsigen.models.config import UNetConfig
 
 Layer = TypeVar("Layer", bound=nn.Module)
 SpadeMaps = list[tuple[Tensor, Tensor]]  # (gamma, beta), in the order in which the decoder uses them
+SpadeCache = SpadeMaps | fused.Cache
 
 
 def timestep_embedding(timesteps: Tensor, dim: int, max_period: float = 10_000.0) -> Tensor:
@@ -232,26 +233,30 @@ class UNet(nn.Module):
         """Window sides must be a multiple of this, in pixels."""
         return self.config.patch * 2 ** (len(self.config.channels) - 1)
 
-    def _mask_pyramid(self, planes: Tensor) -> list[Tensor]:
-        """Bring the planes (B, P, H, W) to every level."""
-        mask = F.pixel_unshuffle(planes, self.config.patch) if self.config.patch > 1 else planes
+    def mask_pyramid(self, planes: Tensor, patch: int) -> list[Tensor]:
+        """Bring the planes (B, P, H, W) to every level, the first in patches."""
+        mask = F.pixel_unshuffle(planes, patch) if patch > 1 else planes
         pyramid = [mask]
         for level in range(1, len(self.config.channels)):
             if self.config.spade_resize == "nearest":
-                pyramid.append(mask[:, :, :: 2**level, :: 2**level])
+                coarse = mask[:, :, :: 2**level, :: 2**level]
+                pyramid.append(coarse.contiguous(memory_format=torch.channels_last))
             else:
                 pyramid.append(F.avg_pool2d(pyramid[-1], 2))
         return pyramid
 
-    def spade_cache(self, planes: Tensor) -> SpadeMaps:
-        """Compute every gamma and beta for ``planes`` (B, P, H, W), in the order of use."""
-        pyramid = self._mask_pyramid(planes)
-        maps: SpadeMaps = []
+    def spade_norms(self) -> Iterator[tuple[SpadeNorm, int]]:
+        """Every mask-modulated norm in the order of use, with the level that it works at."""
         for stage in [*self.middle, *self.decoder]:
-            after = stage.level - stage.upsamples
-            maps.append(stage.block.norm_in.maps(pyramid[stage.level]))
-            maps.append(stage.block.norm_out.maps(pyramid[after]))
-        return maps
+            yield stage.block.norm_in, stage.level
+            yield stage.block.norm_out, stage.level - stage.upsamples
+
+    def spade_cache(self, planes: Tensor) -> SpadeCache:
+        """Compute every gamma and beta for ``planes`` (B, P, H, W), in the order of use."""
+        if fused.serves(self, planes):
+            return fused.prepare(self, planes)
+        pyramid = self.mask_pyramid(planes, self.config.patch)
+        return [norm.maps(pyramid[level]) for norm, level in self.spade_norms()]
 
     def forward(
         self,
@@ -261,12 +266,12 @@ class UNet(nn.Module):
         context: Tensor | None = None,
         known: Tensor | None = None,
         style: Tensor | None = None,
-        cache: SpadeMaps | None = None,
+        cache: SpadeCache | None = None,
     ) -> Tensor:
         """Predict from the noisy window ``x`` (B, 3, H, W) at timesteps ``t`` (B,); return (B, out_channels, H, W).
 
         ``planes`` (B, P, H, W); ``context`` (B, 3, H, W) in [-1, 1], 0 where unknown; ``known`` (B, 1, H, W) 0 or 1;
-        ``style`` (B, style_dim), normalised. ``cache`` replaces the SPADE maps of ``planes``.
+        ``style`` (B, style_dim), normalised. ``cache`` is what :meth:`spade_cache` made of ``planes``.
         """
         config = self.config
         inputs = [x]
@@ -280,8 +285,9 @@ class UNet(nn.Module):
         if self.style_mlp is not None and style is not None:
             emb = emb + self.style_mlp(style.to(x.dtype))
         emb = F.silu(emb)
-        if fused.serves(self, x):
-            return fused.forward(self, inputs, emb, iter(self.spade_cache(planes) if cache is None else cache))
+        cache = self.spade_cache(planes) if cache is None else cache
+        if isinstance(cache, fused.Cache):
+            return fused.forward(self, inputs, emb, cache)
 
         h = torch.cat(inputs, dim=1) if len(inputs) > 1 else x
         if config.patch > 1:
@@ -291,7 +297,7 @@ class UNet(nn.Module):
         for stage in self.encoder:
             h = stage(h, emb)
             skips.append(h)
-        maps = iter(self.spade_cache(planes) if cache is None else cache)
+        maps = iter(cache)
         for stage in self.middle:
             h = stage(h, emb, maps)
         for stage in self.decoder:
