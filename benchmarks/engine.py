@@ -18,7 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,10 @@ import click
 import numpy as np
 
 from wsigen.errors import WsigenError
+from wsigen.masks.demo import demo_mask as demo_whole
 from wsigen.masks.demo import write_demo_mask
+from wsigen.masks.window import MaskWindow
+from wsigen.masks.writer import write_slide_mask
 from wsigen.models.config import ModelConfig
 from wsigen.models.registry import DEFAULT_MODEL, find_model
 from wsigen.rendering import RenderResult, render
@@ -43,6 +46,7 @@ from wsigen.tiling.studio import TaskResult
 from wsigen.tiling.workshop import Job
 
 PANEL = 3584
+DRAWN = 4096  # side of the demo tissue that larger masks are copies of
 GLASS = (243, 242, 244)
 
 
@@ -115,10 +119,27 @@ def rendered(folder: Path, mask: Path, workers: int, settings: dict[str, Any]) -
 
 
 def demo_mask(folder: Path, size: int) -> Path:
-    """A mask of demo tissue, written once."""
+    """A mask of demo tissue, written once; above 4,096 px of copies of one that large, since drawing takes a while."""
     path = folder / f"demo{size}.tif"
-    if not path.exists():
+    if path.exists():
+        return path
+    if size <= DRAWN:
         write_demo_mask(path, size, size, 0)
+        return path
+    drawn = demo_whole(DRAWN, DRAWN, 0)
+    assert drawn.instances is not None and drawn.tissue is not None
+    highest, across = int(drawn.instances.max()), -(-size // DRAWN)
+
+    def bands() -> Iterator[MaskWindow]:
+        for row in range(across):
+            rows = slice(0, min(DRAWN, size - row * DRAWN))
+            classes, instances, tissue = (
+                np.tile(plane[rows], (1, across))[:, :size] for plane in (drawn.classes, drawn.instances, drawn.tissue)
+            )
+            copy = row * across + np.arange(size, dtype=np.uint32) // DRAWN
+            yield MaskWindow(classes, np.where(instances > 0, instances + copy * highest, 0).astype(np.uint32), tissue)
+
+    write_slide_mask(path, size, size, 0.5, bands(), True, True)
     return path
 
 
@@ -131,9 +152,9 @@ def scaling(folder: Path, size: int, settings: dict[str, Any]) -> dict[str, Any]
     return {"size": size, "workers": rates, "speed_up": rates[2]["windows_per_s"] / rates[1]["windows_per_s"]}
 
 
-def whole_render(folder: Path, size: int, workers: int, settings: dict[str, Any]) -> dict[str, Any]:
-    """From mask to .svs by stage."""
-    result, seconds = rendered(folder, demo_mask(folder, size), workers, settings)
+def whole_render(folder: Path, masks: Path, size: int, workers: int, settings: dict[str, Any]) -> dict[str, Any]:
+    """From mask to .svs by stage; ``masks`` is where the mask lies or is to lie."""
+    result, seconds = rendered(folder, demo_mask(masks, size), workers, settings)
     gigapixels = result.width * result.height / 1e9
     return {
         "size": size,
@@ -199,6 +220,7 @@ def peak_rss_gib() -> float:
 @click.option("--model", default=DEFAULT_MODEL, show_default=True)
 @click.option("--steps", type=int, help="Denoising steps. [default: the model's; quick 1]")
 @click.option("--batch-size", type=int)
+@click.option("--mask-only", is_flag=True, help="Write the mask of the render to --folder, for a later run, and end.")
 @click.option("--folder", type=click.Path(path_type=Path), help="Where slides and canvases go. [default: temporary]")
 @click.option("--encode", "encode_arguments", type=(int, float, Path), hidden=True)
 def main(
@@ -210,6 +232,7 @@ def main(
     model: str,
     steps: int | None,
     batch_size: int | None,
+    mask_only: bool,
     folder: Path | None,
     encode_arguments: tuple[int, float, Path] | None,
 ) -> None:
@@ -218,13 +241,16 @@ def main(
         click.echo(json.dumps(encode(*encode_arguments)))
         return
     size = size or (600 if quick else 1500)
+    if mask_only:
+        click.echo(demo_mask(folder or Path(), size))
+        return
     settings = {"model": model, "device": device, "steps": steps or (1 if quick else None), "batch_size": batch_size}
     click.echo(json.dumps({"platform": platform.platform(), "python": platform.python_version()}))
     with tempfile.TemporaryDirectory(prefix="wsigen-engine-", dir=folder) as name:
         parts: dict[str, Callable[[], dict[str, Any]]] = {
             "scheduling": lambda: scheduling(Path(name), quick),
             "scaling": lambda: scaling(Path(name), size, settings),
-            "render": lambda: whole_render(Path(name), size, workers, settings),
+            "render": lambda: whole_render(Path(name), folder or Path(name), size, workers, settings),
             "pyramid": lambda: pyramid(Path(name), quick),
         }
         for part in only or parts:
