@@ -86,3 +86,19 @@ class AttentionCut:
         if tokens <= 256 and padded <= 64:
             return cls(min(64, all_tokens), all_tokens, padded, 4, 2)
         return cls(min(128, all_tokens), 64, padded, 8 if padded > 64 else 4, 3)
+
+
+@dataclass(frozen=True)
+class ProjectCut:
+    """A program of a 1 x 1 convolution that is added to something: ``pixels`` x ``channels`` of the sum at a time."""
+
+    pixels: int
+    channels: int
+    warps: int
+    stages: int
+    lanes: bool  # how it takes moments: see norm_triton.add_moments
+
+    @classmethod
+    def of(cls, channels: int) -> ProjectCut:
+        """Choose for so many channels of the result."""
+        return cls(128, min(128, max(16, next_power_of_2(channels))), 8, 3, False)

@@ -13,9 +13,9 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
-from wsigen_kernels.launch import Slices, Tile, ceil_div, next_power_of_2
+from wsigen_kernels.launch import ProjectCut, Slices, Tile, ceil_div
 from wsigen_kernels.layout import by_pixel, empty_by_pixel
-from wsigen_kernels.norm_triton import lanes_add, store_lanes
+from wsigen_kernels.norm_triton import add_moments, store_moments
 
 SAME, UP, DOWN = 0, 1, 2
 
@@ -36,6 +36,7 @@ def add_kernel(
     C: tl.constexpr,
     HAS_BIAS: tl.constexpr,
     RESAMPLE: tl.constexpr,
+    LANES: tl.constexpr,
     BLOCK_P: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
@@ -53,8 +54,8 @@ def add_kernel(
     bias = tl.zeros([BLOCK_C], dtype=tl.float32)
     if HAS_BIAS:
         bias = tl.load(bias_ptr + channel, mask=in_c, other=0.0).to(tl.float32)
-    mean = tl.zeros([BLOCK_P, BLOCK_C], dtype=tl.float32)
-    m2 = tl.zeros([BLOCK_P, BLOCK_C], dtype=tl.float32)
+    mean = tl.zeros([BLOCK_P if LANES else 1, BLOCK_C], dtype=tl.float32)
+    m2 = tl.zeros([BLOCK_P if LANES else 1, BLOCK_C], dtype=tl.float32)
     for start in range(0, slice_pixels, BLOCK_P):
         local = start + tl.arange(0, BLOCK_P)
         at = first + local
@@ -80,8 +81,8 @@ def add_kernel(
             value += tl.load(where, mask=inside, other=0.0).to(tl.float32)
         rounded = (value + bias[None, :]).to(out_ptr.dtype.element_ty)
         tl.store(out_base + (at * C)[:, None] + channel[None, :], rounded, mask=inside)
-        mean, m2 = lanes_add(rounded.to(tl.float32), inside, start // BLOCK_P, mean, m2)
-    store_lanes(moments_ptr, part, channel, in_c, count, mean, m2, C, BLOCK_P)
+        mean, m2 = add_moments(rounded.to(tl.float32), inside, start, count, mean, m2, LANES, BLOCK_P)
+    store_moments(moments_ptr, part, channel, in_c, count, mean, m2, C, LANES, BLOCK_P)
 
 
 @triton.jit
@@ -118,6 +119,7 @@ def project_kernel(
     K1: tl.constexpr,
     K2: tl.constexpr,
     HAS_BIAS: tl.constexpr,
+    LANES: tl.constexpr,
     BLOCK_P: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
@@ -136,8 +138,8 @@ def project_kernel(
     bias = tl.zeros([BLOCK_N], dtype=tl.float32)
     if HAS_BIAS:
         bias = tl.load(bias_ptr + channel, mask=in_c, other=0.0).to(tl.float32)
-    mean = tl.zeros([BLOCK_P, BLOCK_N], dtype=tl.float32)
-    m2 = tl.zeros([BLOCK_P, BLOCK_N], dtype=tl.float32)
+    mean = tl.zeros([BLOCK_P if LANES else 1, BLOCK_N], dtype=tl.float32)
+    m2 = tl.zeros([BLOCK_P if LANES else 1, BLOCK_N], dtype=tl.float32)
     for start in range(0, slice_pixels, BLOCK_P):
         local = start + tl.arange(0, BLOCK_P)
         at = first + local
@@ -153,8 +155,8 @@ def project_kernel(
         h = tl.load(h_base + (at * h_stride)[:, None] + channel[None, :], mask=inside, other=0.0).to(tl.float32)
         rounded = (total + h + bias[None, :]).to(out_ptr.dtype.element_ty)
         tl.store(out_base + (at * C)[:, None] + channel[None, :], rounded, mask=inside)
-        mean, m2 = lanes_add(rounded.to(tl.float32), inside, start // BLOCK_P, mean, m2)
-    store_lanes(moments_ptr, part, channel, in_c, count, mean, m2, C, BLOCK_P)
+        mean, m2 = add_moments(rounded.to(tl.float32), inside, start, count, mean, m2, LANES, BLOCK_P)
+    store_moments(moments_ptr, part, channel, in_c, count, mean, m2, C, LANES, BLOCK_P)
 
 
 def merge(
@@ -180,19 +182,19 @@ def merge(
         tile = Tile.of(channels)
         add_kernel[(ceil_div(channels, tile.channels) * batch * slices.count,)](
             h, bias, x, out, moments, height, width, slices.pixels, slices.count, h_stride, x_stride,
-            C=channels, HAS_BIAS=bias is not None, RESAMPLE=resample, BLOCK_P=tile.pixels, BLOCK_C=tile.channels,
+            C=channels, HAS_BIAS=bias is not None, RESAMPLE=resample,
+            LANES=slices.pixels >= 8 * tile.pixels, BLOCK_P=tile.pixels, BLOCK_C=tile.channels,
         )  # fmt: skip
         return out, moments
     skip, skip_stride = (None, 0) if skip is None else by_pixel(skip)
     behind = 0 if skip is None else skip.shape[1]
     weight = weight.reshape(channels, x.shape[1] + behind).contiguous()
-    block_n = min(128, max(16, next_power_of_2(channels)))
+    cut = ProjectCut.of(channels)
     block_k = 64 if x.shape[1] % 64 == 0 and behind % 64 == 0 else 32
-    block_p = 8192 // block_n  # 32 sums a thread, and as many running means and deviations
-    project_kernel[(ceil_div(channels, block_n) * batch * slices.count,)](
+    project_kernel[(ceil_div(channels, cut.channels) * batch * slices.count,)](
         h, bias, x, skip, weight, out, moments, height * width, slices.pixels, slices.count,
         h_stride, x_stride, skip_stride,
-        C=channels, K1=x.shape[1], K2=behind, HAS_BIAS=bias is not None,
-        BLOCK_P=min(128, block_p), BLOCK_N=block_n, BLOCK_K=block_k, num_warps=8, num_stages=3,
+        C=channels, K1=x.shape[1], K2=behind, HAS_BIAS=bias is not None, LANES=cut.lanes,
+        BLOCK_P=cut.pixels, BLOCK_N=cut.channels, BLOCK_K=block_k, num_warps=cut.warps, num_stages=cut.stages,
     )  # fmt: skip
     return out, moments

@@ -25,28 +25,45 @@ _APPLY_TILES = 4  # tiles a program applies its coefficients to
 
 
 @triton.jit
-def lanes_add(value, inside, number, mean, m2):
-    """Add tile ``number``, (pixels, channels), to the running moments that each of its lanes keeps (Welford 1962).
+def add_moments(value, inside, start, count, mean, m2, LANES: tl.constexpr, BLOCK_P: tl.constexpr):
+    """Add a tile (BLOCK_P, channels), which begins ``start`` pixels into a slice of ``count``, to the slice's moments.
 
-    Nothing crosses lanes here, so that a program's loop need not wait for it.
+    LANES: every lane keeps the moments of its own pixels (Welford 1962), so that the loop waits for no other lane; they
+    are merged once, at the end, which pays from some eight tiles on. Otherwise each tile is summed and merged (Chan,
+    Golub and LeVeque 1983), with (1, channels) to keep.
     """
-    away = tl.where(inside, value - mean, 0.0)
-    mean += away * (1.0 / (number + 1))
-    m2 += away * tl.where(inside, value - mean, 0.0)
+    if LANES:
+        away = tl.where(inside, value - mean, 0.0)
+        mean += away * (1.0 / (start // BLOCK_P + 1))
+        m2 += away * tl.where(inside, value - mean, 0.0)
+    else:
+        here = tl.maximum(tl.minimum(count - start, BLOCK_P), 0)
+        tile_mean = (tl.sum(tl.where(inside, value, 0.0), axis=0) / tl.maximum(here, 1).to(tl.float32))[None, :]
+        away = tl.where(inside, value - tile_mean, 0.0)
+        before = tl.minimum(count, start).to(tl.float32)
+        share = here.to(tl.float32) / tl.maximum(before + here, 1)
+        delta = tile_mean - mean
+        mean += delta * share
+        m2 += tl.sum(away * away, axis=0)[None, :] + delta * delta * before * share
     return mean, m2
 
 
 @triton.jit
-def store_lanes(moments_ptr, part, channel, in_c, count, mean, m2, C: tl.constexpr, BLOCK_P: tl.constexpr):
-    """Merge the lanes of a slice of ``count`` pixels and write its moments."""
-    lane = tl.arange(0, BLOCK_P)
-    seen = tl.maximum((count - lane + BLOCK_P - 1) // BLOCK_P, 0).to(tl.float32)[:, None]
-    origin = tl.sum(tl.where((lane == 0)[:, None], mean, 0.0), axis=0)  # a constant then comes out exactly
-    whole = origin + tl.sum((mean - origin[None, :]) * (seen / count), axis=0)
-    apart = mean - whole[None, :]
-    m2 += apart * apart * seen
+def store_moments(
+    moments_ptr, part, channel, in_c, count, mean, m2, C: tl.constexpr, LANES: tl.constexpr, BLOCK_P: tl.constexpr
+):
+    """Write the moments of a slice of ``count`` pixels."""
     out = moments_ptr + part.to(tl.int64) * 2 * C + channel
-    tl.store(out, whole, mask=in_c)
+    if LANES:
+        lane = tl.arange(0, BLOCK_P)
+        seen = tl.maximum((count - lane + BLOCK_P - 1) // BLOCK_P, 0).to(tl.float32)[:, None]
+        origin = tl.sum(tl.where((lane == 0)[:, None], mean, 0.0), axis=0)  # a constant then comes out exactly
+        whole = origin + tl.sum((mean - origin[None, :]) * (seen / count), axis=0)
+        apart = mean - whole[None, :]
+        m2 += apart * apart * seen
+        tl.store(out, whole, mask=in_c)
+    else:
+        tl.store(out, tl.sum(mean, axis=0), mask=in_c)
     tl.store(out + C, tl.sum(m2, axis=0), mask=in_c)
 
 
@@ -98,8 +115,8 @@ def moments_kernel(
         inside = (start + lane < count)[:, None] & in_c[None, :]
         at = base[None, :] + _offsets(first + start + lane, width, x_stride, C, PHASED)[:, None]
         x = tl.load(at, mask=inside, other=0.0).to(tl.float32)
-        mean, m2 = lanes_add(x, inside, start // BLOCK_P, mean, m2)
-    store_lanes(moments_ptr, part, channel, in_c, count, mean, m2, C, BLOCK_P)
+        mean, m2 = add_moments(x, inside, start, count, mean, m2, True, BLOCK_P)
+    store_moments(moments_ptr, part, channel, in_c, count, mean, m2, C, True, BLOCK_P)
 
 
 @triton.jit

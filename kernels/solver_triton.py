@@ -20,6 +20,7 @@ from torch import Tensor
 from wsigen_kernels.launch import ceil_div, on
 
 _BLOCK = 512
+_RING_BLOCK = 64  # small, since a program is idle only if no pixel of its block lies on the ring
 
 
 @dataclass(frozen=True)
@@ -182,16 +183,18 @@ def step(
     context = context.contiguous(memory_format=torch.channels_last)
     previous, noise = (None if part is None else part.contiguous() for part in (previous, noise))
     following, data, error = torch.empty_like(x), torch.empty_like(x), torch.empty_like(x)
-    grid = (ceil_div(height * width, _BLOCK), batch)
+    pixels = height * width
+    grid, ring_grid = ((ceil_div(pixels, block), batch) for block in (_BLOCK, _RING_BLOCK))
     with on(x):
         data_kernel[grid](output, x, data, update.p, update.q, height, width, *output.stride(), BLOCK=_BLOCK)
         for number, gain in enumerate(gains, start=1):
-            ring_kernel[grid](
-                data, error, context, distance, gain, height, width, NUMBER=number, DIAGONAL=diagonal, BLOCK=_BLOCK
-            )
+            ring_kernel[ring_grid](
+                data, error, context, distance, gain, height, width,
+                NUMBER=number, DIAGONAL=diagonal, BLOCK=_RING_BLOCK, num_warps=2,
+            )  # fmt: skip
         step_kernel[grid](
             x, context, distance, previous if update.c else None, noise if update.d else None, following, data,
-            update.a, update.b, update.c, update.d, height * width,
+            update.a, update.b, update.c, update.d, pixels,
             HAS_PREVIOUS=update.c != 0, HAS_NOISE=update.d != 0, BLOCK=_BLOCK,
         )  # fmt: skip
     return following, data

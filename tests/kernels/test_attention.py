@@ -56,7 +56,9 @@ def test_errors_are_at_most_twice_those_of_torch(device, dtype, poisoned, batch,
     needs_triton()
     qkv = packed(batch, heads, depth, height, width, device=device, dtype=dtype)
     qkv[:, : heads * depth] *= scale  # from almost even weights to almost one-hot ones
-    assert_as_good_as(ops.attention(qkv, heads), attention_torch(qkv, heads), reference(qkv, heads))
+    # A score is a sum in float32, rounded in whatever order: its error is the relative error of a weight.
+    slack = torch.finfo(torch.float32).eps * scale * depth**0.5 * qkv.abs().max().item()
+    assert_as_good_as(ops.attention(qkv, heads), attention_torch(qkv, heads), reference(qkv, heads), slack)
 
 
 @pytest.mark.parametrize("case", ["equal keys", "large values"])
@@ -97,7 +99,7 @@ def test_gradients_flow_to_query_key_and_value_whatever_is_chosen(monkeypatch, d
     torch.testing.assert_close(mine, qkv.grad, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize(("forced", "side", "runs"), [(False, 4, "triton"), (False, 32, "torch"), (True, 32, "triton")])
+@pytest.mark.parametrize(("forced", "side", "runs"), [(False, 4, "triton"), (False, 33, "torch"), (True, 33, "triton")])
 def test_long_sequences_go_to_torch_unless_triton_is_asked_for(monkeypatch, forced, side, runs):
     module = "wsigen_kernels.attention"
     for name, value in (("BACKEND", "triton"), ("ANY_DEVICE", True), ("FORCED", forced)):
