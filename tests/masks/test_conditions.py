@@ -2,14 +2,17 @@
 
 import numpy as np
 import pytest
+import torch
 from scipy.ndimage import distance_transform_edt
 
-from wsigen.masks.conditions import instance_edges, read_conditions
+from wsigen.masks.conditions import derive_conditions, instance_edges, read_conditions, read_surroundings
 from wsigen.masks.demo import demo_mask
 from wsigen.masks.slide_mask import SlideMask, resampled_to, write_slide_mask
 from wsigen.masks.window import MaskWindow
+from wsigen.models.conditioning import derive_conditions as derive_with_torch
 
 WIDTH, HEIGHT = 640, 560
+AROUND = ("classes", "labels", "tissue")
 PLANES = ("classes", "edges", "tissue", "glass")
 
 
@@ -48,6 +51,19 @@ def test_types_and_values(mask):
     assert [getattr(planes, name).dtype for name in PLANES] == [np.uint8, np.uint8, np.uint8, bool]
     assert all(getattr(planes, name).shape == (50, 70) for name in PLANES)
     assert set(np.unique(planes.tissue)) <= {0, 1, 255} and set(np.unique(planes.edges)) <= {0, 1}
+
+
+def test_torch_derives_the_same_and_glass_is_told_without(mask):
+    rng = np.random.default_rng(2)
+    corners = rng.integers(-60, 560, (12, 2)).tolist()
+    around = [read_surroundings(mask, x, y, 70, 50, 0.5) for x, y in corners]
+    expected = [derive_conditions(one) for one in around]
+    planes = (torch.from_numpy(np.stack([getattr(one, name) for one in around])) for name in AROUND)
+    for name, got in zip(PLANES, derive_with_torch(*planes), strict=True):
+        assert np.array_equal(got.numpy(), np.stack([getattr(one, name) for one in expected])), name
+    parts = [(slice(0, 50), slice(0, 70)), (slice(5, 20), slice(60, 70)), (slice(-6, None), slice(0, 1))]
+    for one, planes in zip(around, expected, strict=True):
+        assert [one.is_glass(part) for part in parts] == [bool(planes.glass[part].all()) for part in parts]
 
 
 def test_both_sides_of_a_border_are_edges():

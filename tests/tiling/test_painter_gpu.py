@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from wsigen.masks.conditions import read_conditions
+from wsigen.masks.conditions import read_surroundings
 from wsigen.masks.slide_mask import SlideMask
 from wsigen.models.nasdm import NasdmModel
 from wsigen.tiling.painter import WindowJob
@@ -38,7 +38,7 @@ def jobs(mask_path):
         known = np.zeros((W, W), bool)
         known[:, : 8 * (number % 3)] = True
         context = np.where(known[..., None], rng.integers(0, 256, (W, W, 3)), 0).astype(np.uint8)
-        found.append(WindowJob(x, y, read_conditions(mask, x, y, W, W, 0.5), context, known))
+        found.append(WindowJob(x, y, read_surroundings(mask, x, y, W, W, 0.5), context, known))
     return found
 
 

@@ -28,8 +28,8 @@ class Continuity:
     def __init__(self, known: Tensor, ring_gains: Sequence[float] = RING_GAINS) -> None:
         self.known = known
         self.ring_gains = tuple(ring_gains)
-        kernel = [[DIAGONAL, 1.0, DIAGONAL], [1.0, 0.0, 1.0], [DIAGONAL, 1.0, DIAGONAL]]
-        self._kernel = torch.tensor(kernel, device=known.device)[None, None]
+        self._kernel = torch.ones(1, 1, 3, 3, device=known.device)
+        self._kernel[..., ::2, ::2], self._kernel[..., 1, 1] = DIAGONAL, 0.0
         self.distance = torch.where(known, 0, 255).to(torch.uint8)
         for number in range(1, len(self.ring_gains) + 1):
             near = F.max_pool2d((self.distance < number).half(), 3, stride=1, padding=1) > 0

@@ -13,12 +13,12 @@ import numpy as np
 from scipy.ndimage import distance_transform_edt
 
 from wsigen.masks.slide_mask import MaskSource
-from wsigen.masks.window import GLASS, TISSUE, UNKNOWN, MaskWindow
+from wsigen.masks.window import GLASS, TISSUE, UNKNOWN
 
 GLASS_DEPTH = 8
 TISSUE_WITHIN_UM = 12.0
 UNKNOWN_WITHIN_UM = 60.0
-_GLASS_HALO = GLASS_DEPTH + 1
+HALO = GLASS_DEPTH + 1  # pixels around a window that its planes depend on
 
 
 @dataclass(frozen=True)
@@ -37,23 +37,57 @@ class Conditions:
     glass: np.ndarray
 
 
+@dataclass(frozen=True)
+class Surroundings:
+    """What a window's conditions follow from: the mask of the window and of HALO pixels around it.
+
+    classes: (H + 18, W + 18) uint8. labels: likewise int32, what differs between nuclei. tissue: likewise uint8, before
+    nuclei are taken for tissue.
+    """
+
+    classes: np.ndarray
+    labels: np.ndarray
+    tissue: np.ndarray
+
+    def is_glass(self, part: tuple[slice, slice]) -> bool:
+        """Whether all of a part of the window, (rows, columns), is more than 8 px inside glass."""
+        rows, columns = (range(*span.indices(size - 2 * HALO)) for span, size in zip(part, self.classes.shape))
+        near = slice(rows.start + 1, rows.stop + 2 * HALO - 1), slice(columns.start + 1, columns.stop + 2 * HALO - 1)
+        if not self.classes[near].any() and not self.tissue[near].any():
+            return True
+        inner = slice(rows.start + HALO, rows.stop + HALO), slice(columns.start + HALO, columns.stop + HALO)
+        if self.classes[inner].any() or self.tissue[inner].any():
+            return False
+        return bool(derive_conditions(self).glass[part].all())  # tissue just outside: a disk decides
+
+
+def read_surroundings(mask: MaskSource, x: int, y: int, w: int, h: int, mpp: float) -> Surroundings:
+    """What the conditions of the (h, w) window at (x, y) follow from; see `read_conditions`."""
+    tissue_halo = 0 if mask.has_tissue else math.ceil(UNKNOWN_WITHIN_UM / mpp)
+    halo = tissue_halo + HALO
+    read = mask.read(x - halo, y - halo, w + 2 * halo, h + 2 * halo)
+    labels = read.classes.astype(np.int32) if read.instances is None else read.instances.view(np.int32)
+    tissue = tissue_near_nuclei(read.classes, mpp) if read.tissue is None else read.tissue
+    return Surroundings(*(_inner(plane, tissue_halo) for plane in (read.classes, labels, tissue)))
+
+
 def read_conditions(mask: MaskSource, x: int, y: int, w: int, h: int, mpp: float) -> Conditions:
     """Condition planes of the (h, w) window at (x, y), which may reach outside the slide (reflected there).
 
     mpp: microns per pixel to take for distances where the mask has no tissue plane; give the same for a whole slide.
     A nucleus is tissue, whatever the tissue plane says. Raises `MaskError` where the mask's values are out of range.
     """
-    tissue_halo = 0 if mask.has_tissue else math.ceil(UNKNOWN_WITHIN_UM / mpp)
-    halo = tissue_halo + _GLASS_HALO
-    read = mask.read(x - halo, y - halo, w + 2 * halo, h + 2 * halo)
-    labels = read.classes if read.instances is None else read.instances
-    tissue = _tissue(read, mpp)
-    tissue = _inner(tissue, tissue_halo)
+    return derive_conditions(read_surroundings(mask, x, y, w, h, mpp))
+
+
+def derive_conditions(around: Surroundings) -> Conditions:
+    """Condition planes of a window; `wsigen.models.conditioning.derive_conditions` does a batch with torch."""
+    tissue = np.where(around.classes > 0, np.uint8(TISSUE), around.tissue)
     return Conditions(
-        classes=np.ascontiguousarray(_inner(read.classes, halo)),
-        edges=np.ascontiguousarray(_inner(instance_edges(_inner(labels, halo - 1)), 1)),
-        tissue=np.ascontiguousarray(_inner(tissue, _GLASS_HALO)),
-        glass=np.ascontiguousarray(_inner(deep_glass(tissue), _GLASS_HALO)),
+        classes=np.ascontiguousarray(_inner(around.classes, HALO)),
+        edges=np.ascontiguousarray(_inner(instance_edges(_inner(around.labels, HALO - 1)), 1)),
+        tissue=np.ascontiguousarray(_inner(tissue, HALO)),
+        glass=np.ascontiguousarray(_inner(deep_glass(tissue), HALO)),
     )
 
 
@@ -109,12 +143,6 @@ def _widened(plane: np.ndarray, radius: int) -> np.ndarray:
         wider[:, :-step] |= plane[:, step:]
         plane, reach = wider, reach + step
     return plane.copy() if radius == 0 else plane
-
-
-def _tissue(read: MaskWindow, mpp: float) -> np.ndarray:
-    if read.tissue is None:
-        return tissue_near_nuclei(read.classes, mpp)
-    return np.where(read.classes > 0, np.uint8(TISSUE), read.tissue)
 
 
 def _inner(plane: np.ndarray, margin: int) -> np.ndarray:

@@ -7,9 +7,13 @@ mask on unknown tissue equals the null condition, and guidance would do nothing 
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
+from wsigen.masks.conditions import GLASS_DEPTH, HALO
+from wsigen.masks.window import GLASS, TISSUE
 from wsigen.masks.window import UNKNOWN as UNKNOWN_TISSUE
 
 
@@ -28,6 +32,43 @@ def condition_planes(
     planes[:, class_count + 1] = torch.where(tissue == UNKNOWN_TISSUE, 0.5, tissue.to(dtype))
     planes[:, class_count + 2] = 1
     return planes.contiguous(memory_format=torch.channels_last)
+
+
+def derive_conditions(classes: Tensor, labels: Tensor, tissue: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Classes, edges, tissue (uint8) and glass (bool), (B, H, W) each, of windows with the mask around them.
+
+    The arguments are the planes of `wsigen.masks.conditions.Surroundings`, (B, H + 18, W + 18); the values those of
+    `wsigen.masks.conditions.derive_conditions`, computed where the tensors lie.
+    """
+    tissue = torch.where(classes > 0, TISSUE, tissue)
+    inner = (slice(None), slice(HALO, -HALO), slice(HALO, -HALO))
+    rows, columns = labels[:, HALO - 1 : 1 - HALO, HALO:-HALO], labels[:, HALO:-HALO, HALO - 1 : 1 - HALO]
+    along, across = rows[:, 1:] != rows[:, :-1], columns[:, :, 1:] != columns[:, :, :-1]
+    edges = along[:, 1:] | along[:, :-1] | across[:, :, 1:] | across[:, :, :-1]
+    return classes[inner], edges.to(torch.uint8), tissue[inner], _deep_glass(tissue)[inner]
+
+
+def _deep_glass(tissue: Tensor) -> Tensor:
+    """Glass that lies more than 8 px from anything else, by runs: see `wsigen.masks.conditions.deep_glass`."""
+    solid = tissue != GLASS
+    near = _widened(solid, GLASS_DEPTH)
+    for dy in range(1, GLASS_DEPTH + 1):
+        run = _widened(solid, math.isqrt(GLASS_DEPTH**2 - dy**2))
+        near[:, dy:] |= run[:, :-dy]
+        near[:, :-dy] |= run[:, dy:]
+    return ~near
+
+
+def _widened(plane: Tensor, radius: int) -> Tensor:
+    """Whether a pixel of the row within ``radius`` is set; the reach grows threefold with each step."""
+    wider, reach = plane.clone(), 0
+    while reach < radius:
+        step = min(radius - reach, 2 * reach + 1)
+        before = wider.clone()
+        wider[:, :, step:] |= before[:, :, :-step]
+        wider[:, :, :-step] |= before[:, :, step:]
+        reach += step
+    return wider
 
 
 def null_planes(planes: Tensor, drop: Tensor | None = None) -> Tensor:

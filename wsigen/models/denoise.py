@@ -7,7 +7,7 @@ grows around it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import cast
 
@@ -45,20 +45,18 @@ def denoise(
     step_noise: Callable[[int], Tensor] | None = None,
     guidance_scale: float = 1.0,
     before_step: Callable[[int], None] = lambda index: None,
-    networks: Sequence[ConditionedNetwork] | None = None,
 ) -> Tensor:
     """Paint a batch: return (B, 3, H, W) float32 in [-1, 1].
 
     ``initial_noise`` is (B, 3, H, W) float32; ``step_noise(i)`` gives the fresh noise of solver step i, for samplers
     that need it; ``before_step(i)`` may raise to end early. The network runs in the dtype of its own parameters,
-    everything else in float32. ``networks`` are two that call ``model``, the second for the null condition of guidance,
-    kept by a caller that paints many batches.
+    everything else in float32.
     """
     dtype = next(model.parameters()).dtype
     given = Conditions(*(part.to(dtype) for part in (inputs.planes, inputs.context, inputs.known, inputs.style)))
     is_known = inputs.known.bool()
     guided = is_guided(guidance_scale)
-    branches = (networks or [ConditionedNetwork(model) for _ in range(2)])[: 1 + guided]
+    branches = [ConditionedNetwork(model) for _ in range(1 + guided)]
     branches[0].begin(given)
     if guided:
         branches[1].begin(replace(given, planes=null_planes(given.planes)))

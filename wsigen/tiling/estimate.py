@@ -18,7 +18,7 @@ import psutil
 import torch
 
 from wsigen.errors import SettingsError
-from wsigen.masks.conditions import Conditions
+from wsigen.masks.conditions import HALO, Surroundings
 from wsigen.masks.slide_mask import CACHE_BYTES as MASK_CACHE_BYTES
 from wsigen.models.config import ModelConfig
 from wsigen.tiling.canvas import CACHE_BYTES, CanvasPanels
@@ -183,9 +183,9 @@ def measured_seconds(spec: PaintSpec, batches: int, workers: int) -> float:
 
 
 def _any_window(side: int) -> WindowJob:
-    plane = np.ones((side, side), np.uint8)
-    conditions = Conditions(plane, plane, plane, np.zeros((side, side), bool))
-    return WindowJob(0, 0, conditions, np.zeros((side, side, 3), np.uint8), np.zeros((side, side), bool))
+    plane = np.ones((side + 2 * HALO, side + 2 * HALO), np.uint8)
+    around = Surroundings(plane, plane.astype(np.int32), plane)
+    return WindowJob(0, 0, around, np.zeros((side, side, 3), np.uint8), np.zeros((side, side), bool))
 
 
 def gigabytes(count: float) -> str:

@@ -11,7 +11,6 @@ and context is what was stored, as uint8, never a live float.
 import threading
 import time
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import cast
 
@@ -23,27 +22,34 @@ from wsigen.diffusion.noise import coordinate_normals
 from wsigen.diffusion.samplers import SamplerName, make_sampler
 from wsigen.diffusion.schedules import NoiseSchedule
 from wsigen.errors import SettingsError
-from wsigen.masks.conditions import Conditions
-from wsigen.models.conditioned import CapturedNetwork
-from wsigen.models.conditioning import condition_planes
+from wsigen.masks.conditions import Surroundings
+from wsigen.models.conditioning import condition_planes, derive_conditions
 from wsigen.models.denoise import WindowInputs, denoise
 from wsigen.models.nasdm import NasdmModel
+from wsigen.models.recorded import Recorded
 from wsigen.models.stain import StainStyle
+
+RECORDED_STEPS = 100  # up to so many a batch is one CUDA graph; longer ones keep a GPU busy without
 
 
 @dataclass(frozen=True)
 class WindowJob:
     """One window to paint.
 
-    x0, y0: its upper left pixel at level 0. conditions: its mask, (W, W) each. context: (W, W, 3) uint8, what the
+    x0, y0: its upper left pixel at level 0. mask: what its conditions follow from. context: (W, W, 3) uint8, what the
     canvas holds of it; known: (W, W) bool, where it holds something.
     """
 
     x0: int
     y0: int
-    conditions: Conditions
+    mask: Surroundings
     context: np.ndarray
     known: np.ndarray
+
+
+# Classes, labels, tissue as in Surroundings (B, W + 18, W + 18); context (B, W, W, 3) uint8; known (B, W, W) bool;
+# corners (B, 2) int64: x0, y0.
+BatchTensors = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
 
 
 @dataclass(frozen=True)
@@ -51,16 +57,8 @@ class Prepared:
     """A batch on the device, padded to the fixed shape."""
 
     count: int  # windows that are wanted; the rest is padding
-    conditions: Tensor  # (B, 3, W, W) uint8: classes, edges, tissue
-    context: Tensor  # (B, W, W, 3) uint8
-    known: Tensor  # (B, W, W) bool
-    corners: Tensor  # (2, B) int64: x0, y0
+    tensors: BatchTensors
     ready: torch.cuda.Event | None = None  # of the copies, on a GPU
-
-    @property
-    def tensors(self) -> tuple[Tensor, ...]:
-        """All that was copied."""
-        return self.conditions, self.context, self.known, self.corners
 
 
 @dataclass(frozen=True)
@@ -109,21 +107,23 @@ class Painter:
         self.dtype = dtype
         self.glass_rgb = np.array(style.glass_rgb, np.uint8)
         vector = torch.from_numpy(config.style_range.normalise(np.asarray(style.vector)))
-        self._captured = [CapturedNetwork(model) for _ in range(2)] if self.device.type == "cuda" else None
-        self._using_captured = threading.Lock()
         self.style = vector.to(self.device, dtype).expand(batch_size, -1).contiguous()
+        self._glass = torch.from_numpy(self.glass_rgb).to(self.device)
         on_gpu = self.device.type == "cuda"
+        self._recorded = Recorded(self._pixels) if on_gpu and num_inference_steps <= RECORDED_STEPS else None
+        self._replaying = threading.Lock()
         self._copies_in = torch.cuda.Stream(self.device) if on_gpu else None
         self._copies_out = torch.cuda.Stream(self.device) if on_gpu else None
 
-    def needs_model(self, conditions: Conditions, owned: tuple[slice, slice]) -> bool:
+    def needs_model(self, mask: Surroundings, owned: tuple[slice, slice]) -> bool:
         """Whether a window owns (rows, columns) any pixel that is not clear glass; the others are filled with glass."""
-        return not conditions.glass[owned].all()
+        return not mask.is_glass(owned)
 
     def paint(self, jobs: Sequence[WindowJob], stop: Callable[[], bool] = lambda: False) -> np.ndarray:
         """Paint 1 to ``batch_size`` windows of one size: (n, W, W, 3) uint8, known pixels as they were.
 
-        ``stop`` is asked before every step; InterruptedError is raised once it answers yes. This is `prepare`, `launch`
+        ``stop`` is asked before every step, on a GPU before every batch; InterruptedError is raised once it answers
+        yes. This is `prepare`, `launch`
         and `fetch` in turn; on a GPU different threads may do them for different batches, so that it never waits.
         """
         return self.fetch(self.launch(self.prepare(jobs), stop))[0]
@@ -133,38 +133,40 @@ class Painter:
         """Stack a batch, pad it to the fixed shape with copies of the first window, and start copying it there."""
         if not 1 <= len(jobs) <= self.batch_size:
             raise ValueError(f"a batch of {len(jobs)} windows; from 1 to {self.batch_size} fit")
-        padded = [*jobs, *[jobs[0]] * (self.batch_size - len(jobs))]
-        pinned = {id(job): self._pin_glass(job) for job in jobs}
-        planes = [[job.conditions.classes, job.conditions.edges, job.conditions.tissue] for job in padded]
-        arrays = (
-            np.array(planes, np.uint8),
-            np.stack([pinned[id(job)][0] for job in padded]),
-            np.stack([pinned[id(job)][1] for job in padded]),
-            np.array([[job.x0 for job in padded], [job.y0 for job in padded]], np.int64),
-        )
-        tensors = [torch.from_numpy(array) for array in arrays]
+        rows = [
+            (job.mask.classes, job.mask.labels, job.mask.tissue, job.context, job.known, np.array([job.x0, job.y0]))
+            for job in jobs
+        ]
+        tensors = []
+        for arrays in zip(*rows, strict=True):
+            stacked = np.stack([*arrays, *[arrays[0]] * (self.batch_size - len(jobs))])
+            tensors.append(torch.from_numpy(stacked))
         if self._copies_in is None:
-            conditions, context, known, corners = (tensor.to(self.device) for tensor in tensors)
-            return Prepared(len(jobs), conditions, context, known, corners)
+            return Prepared(len(jobs), cast(BatchTensors, tuple(tensor.to(self.device) for tensor in tensors)))
         # Page-locked memory and a stream of its own: the copy runs beside the batch that is being painted.
         with torch.cuda.stream(self._copies_in):
-            there = (tensor.pin_memory().to(self.device, non_blocking=True) for tensor in tensors)
-            conditions, context, known, corners = there
-            return Prepared(len(jobs), conditions, context, known, corners, self._copies_in.record_event())
+            there = tuple(tensor.pin_memory().to(self.device, non_blocking=True) for tensor in tensors)
+            return Prepared(len(jobs), cast(BatchTensors, there), self._copies_in.record_event())
 
     @torch.inference_mode()
     def launch(self, batch: Prepared, stop: Callable[[], bool] = lambda: False) -> Launched:
         """Paint a batch. On a GPU this returns when all work is queued; one thread at a time calls it there."""
         if batch.ready is None or self._copies_out is None:
             started = time.perf_counter()
-            pixels = self._pixels(batch, stop).cpu()
+            pixels = self._pixels(*batch.tensors, stop).cpu()
             return Launched(batch.count, pixels, time.perf_counter() - started)
         stream = torch.cuda.current_stream(self.device)
         stream.wait_event(batch.ready)
         for tensor in batch.tensors:
             tensor.record_stream(stream)
         begun = stream.record_event(torch.cuda.Event(enable_timing=True))
-        pixels = self._pixels(batch, stop)
+        if stop():
+            raise InterruptedError("painting was stopped")
+        if self._recorded is None:
+            pixels = self._pixels(*batch.tensors, stop)
+        else:
+            with self._replaying:
+                pixels = self._recorded(*batch.tensors)
         ended = stream.record_event(torch.cuda.Event(enable_timing=True))
         with torch.cuda.stream(self._copies_out):
             self._copies_out.wait_event(ended)
@@ -182,20 +184,28 @@ class Painter:
             seconds = launched.begun.elapsed_time(launched.ended) / 1000
         return launched.pixels[: launched.count].numpy(), seconds
 
-    def _pin_glass(self, job: WindowJob) -> tuple[np.ndarray, np.ndarray]:
-        """Context and known pixels with clear glass among them; a painted neighbour's pixels stay as they are."""
-        glass = job.conditions.glass & ~job.known
-        return np.where(glass[..., None], self.glass_rgb, job.context), job.known | glass
+    def _pixels(
+        self,
+        classes: Tensor,
+        labels: Tensor,
+        tissue: Tensor,
+        context: Tensor,
+        known: Tensor,
+        corners: Tensor,
+        stop: Callable[[], bool] = lambda: False,
+    ) -> Tensor:
+        """Paint a batch on the device, arguments as in BatchTensors: (B, W, W, 3) uint8.
 
-    def _pixels(self, batch: Prepared, stop: Callable[[], bool]) -> Tensor:
-        """Paint a batch on the device: (B, W, W, 3) uint8."""
-        classes, edges, tissue = batch.conditions.unbind(1)
+        Clear glass is known, but for a painted neighbour's pixels, which stay as they are.
+        """
+        classes, edges, tissue, glass = derive_conditions(classes, labels, tissue)
         planes = condition_planes(classes, edges, tissue, len(self.model.config.classes), self.dtype)
-        known = batch.known.unsqueeze(1)
-        context = from_uint8(batch.context) * known
-        inputs = WindowInputs(planes, context, known, self.style)
-        painted = to_uint8(self._denoise(inputs, batch.corners, stop))
-        return torch.where(batch.known[..., None], batch.context, painted)
+        context = torch.where((glass & ~known)[..., None], self._glass, context)
+        known = known | glass
+        is_known = known[:, None]
+        inputs = WindowInputs(planes, from_uint8(context) * is_known, is_known, self.style)
+        painted = to_uint8(self._denoise(inputs, corners, stop))
+        return torch.where(known[..., None], context, painted)
 
     def _denoise(self, inputs: WindowInputs, corners: Tensor, stop: Callable[[], bool]) -> Tensor:
         """Run the sampler: (B, 3, W, W) float32 in [-1, 1]."""
@@ -205,21 +215,19 @@ class Painter:
             if stop():
                 raise InterruptedError("painting was stopped")
 
-        with self._using_captured if self._captured else nullcontext():
-            return denoise(
-                self.model,
-                self.schedule,
-                self.sampler,
-                inputs,
-                self._noise(corners, size, 0),
-                lambda step: self._noise(corners, size, step + 1),
-                self.guidance_scale,
-                check,
-                self._captured,
-            )
+        return denoise(
+            self.model,
+            self.schedule,
+            self.sampler,
+            inputs,
+            self._noise(corners, size, 0),
+            lambda step: self._noise(corners, size, step + 1),
+            self.guidance_scale,
+            check,
+        )
 
     def _noise(self, corners: Tensor, size: int, step: int) -> Tensor:
-        return coordinate_normals(self.seed, corners[0], corners[1], size, size, step, device=self.device)
+        return coordinate_normals(self.seed, corners[:, 0], corners[:, 1], size, size, step, device=self.device)
 
 
 def from_uint8(pixels: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from wsigen.errors import SettingsError, StoreError
-from wsigen.masks.conditions import read_conditions
+from wsigen.masks.conditions import read_surroundings
 from wsigen.masks.slide_mask import MaskSource, SlideMask, resampled_to
 from wsigen.models.nasdm import NasdmModel
 from wsigen.tiling.batches import Batcher, Crew, Load
@@ -162,10 +162,10 @@ def load_window(
 ) -> WindowJob | None:
     """Read the mask of a window, and its context by ``context_of``; None if all that it owns is clear glass."""
     x, y, width, height = grid.extent(window)
-    conditions = read_conditions(mask, x, y, width, height, mpp)
-    if not painter.needs_model(conditions, grid.owned_within(window)):
+    around = read_surroundings(mask, x, y, width, height, mpp)
+    if not painter.needs_model(around, grid.owned_within(window)):
         return None
-    return WindowJob(x, y, conditions, *context_of(window))
+    return WindowJob(x, y, around, *context_of(window))
 
 
 def load_model(spec: PaintSpec) -> NasdmModel:
