@@ -10,6 +10,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -22,6 +23,8 @@ from wsigen.slides.info import SlideInfo, read_slide_info
 from wsigen.slides.metadata import SlideMetadata
 from wsigen.slides.row_stream import Progress, RowReader
 from wsigen.slides.svs import check_settings, last_line, write_svs
+
+READ_COLUMNS = 2048  # columns that a thread decodes at once; whole tiles
 
 
 @dataclass(frozen=True)
@@ -182,15 +185,23 @@ def export_slide(
         _appearing(target, lambda partial: convert(source, partial, metadata, patient_id))
         progress(facts.height, facts.height)
         return replace(facts, path=target)
-    with openslide.OpenSlide(source) as opened:
+    with openslide.OpenSlide(source) as opened, ThreadPoolExecutor(os.cpu_count(), "wsigen-read") as pool:
 
         def read_rows(y0: int, y1: int) -> np.ndarray:
+            rows = np.empty((y1 - y0, facts.width, 3), np.uint8)
+
+            def decode(x: int) -> None:
+                columns = min(READ_COLUMNS, facts.width - x)
+                rows[:, x : x + columns] = np.asarray(opened.read_region((x, y0), 0, (columns, y1 - y0)))[..., :3]
+
             try:
-                return np.asarray(opened.read_region((0, y0), 0, (facts.width, y1 - y0)))[..., :3]
+                for _ in pool.map(decode, range(0, facts.width, READ_COLUMNS)):
+                    pass
             except openslide.OpenSlideError as error:
                 raise SlideError(
                     f"{source}: rows {y0} to {y1} are damaged ({error}); write or copy it again"
                 ) from error
+            return rows
 
         write_slide(
             target, facts.width, facts.height, read_rows, metadata, chosen, jpeg_quality,
