@@ -10,21 +10,17 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import numpy as np
-import openslide
 import pyvips
 
 from wsigen.errors import SlideError
-from wsigen.slides.info import SlideInfo, read_slide_info
+from wsigen.slides.info import SlideInfo
 from wsigen.slides.metadata import SlideMetadata
+from wsigen.slides.reading import opened_slide
 from wsigen.slides.row_stream import Progress, RowReader
 from wsigen.slides.svs import check_settings, last_line, write_svs
-
-READ_COLUMNS = 2048  # columns that a thread decodes at once; whole tiles
 
 
 @dataclass(frozen=True)
@@ -164,7 +160,7 @@ def export_slide(
     progress: Callable[[int, int], None] = lambda rows, height: None,
     patient_id: str = "",
 ) -> SlideInfo:
-    """Write a slide that wsigen painted in another format; returns what the slide is.
+    """Write a slide that wsigen painted, in any of its formats, in another; returns what the slide is.
 
     Its JPEG is decoded and encoded anew (except to OME-Zarr, which keeps what was decoded, and to DICOM from .svs where
     libjpeg-turbo is installed). progress(rows, height): rows done.
@@ -174,37 +170,21 @@ def export_slide(
     """
     source, target = Path(slide), Path(out)
     chosen = format_of(target, format)
-    facts = read_slide_info(source)
-    if not facts.synthetic or facts.mpp is None:
-        raise SlideError(f"{source}: is not marked as painted by wsigen; only synthetic slides are exported, marked so")
-    metadata = SlideMetadata(facts.mpp, facts.objective_power or 10 / facts.mpp, dict(facts.provenance))
-    if chosen.name == "dicom" and facts.vendor == "aperio":
-        from wsigen.slides.dicom import convert
+    with opened_slide(source) as (facts, read_rows):
+        if not facts.synthetic or facts.mpp is None:
+            raise SlideError(
+                f"{source}: is not marked as painted by wsigen; only synthetic slides are exported, marked so"
+            )
+        metadata = SlideMetadata(facts.mpp, facts.objective_power or 10 / facts.mpp, dict(facts.provenance))
+        if chosen.name == "dicom" and facts.vendor == "aperio":
+            from wsigen.slides.dicom import convert
 
-        check_target(target, chosen, overwrite)
-        _appearing(target, lambda partial: convert(source, partial, metadata, patient_id))
-        progress(facts.height, facts.height)
-        return replace(facts, path=target)
-    with openslide.OpenSlide(source) as opened, ThreadPoolExecutor(os.cpu_count(), "wsigen-read") as pool:
-
-        def read_rows(y0: int, y1: int) -> np.ndarray:
-            rows = np.empty((y1 - y0, facts.width, 3), np.uint8)
-
-            def decode(x: int) -> None:
-                columns = min(READ_COLUMNS, facts.width - x)
-                rows[:, x : x + columns] = np.asarray(opened.read_region((x, y0), 0, (columns, y1 - y0)))[..., :3]
-
-            try:
-                for _ in pool.map(decode, range(0, facts.width, READ_COLUMNS)):
-                    pass
-            except openslide.OpenSlideError as error:
-                raise SlideError(
-                    f"{source}: rows {y0} to {y1} are damaged ({error}); write or copy it again"
-                ) from error
-            return rows
-
-        write_slide(
-            target, facts.width, facts.height, read_rows, metadata, chosen, jpeg_quality,
-            lambda rows: progress(rows, facts.height), overwrite, patient_id,
-        )  # fmt: skip
+            check_target(target, chosen, overwrite)
+            _appearing(target, lambda partial: convert(source, partial, metadata, patient_id))
+            progress(facts.height, facts.height)
+        else:
+            write_slide(
+                target, facts.width, facts.height, read_rows, metadata, chosen, jpeg_quality,
+                lambda rows: progress(rows, facts.height), overwrite, patient_id,
+            )  # fmt: skip
     return replace(facts, path=target)
