@@ -158,6 +158,24 @@ def test_zarr_arrays_with_pickled_or_unknown_codecs_are_refused(tmp_path: Path) 
         imported(folder)
 
 
+@pytest.mark.parametrize(
+    "layout", [{"rowsperstrip": 1}, {"rowsperstrip": 15}, {"rowsperstrip": 700}, {"tile": (48, 64)}]
+)
+@pytest.mark.parametrize("compression", [None, "zlib"])
+def test_label_images_of_any_layout_are_read_over_bands(
+    layout: dict[str, Any], compression: str | None, tmp_path: Path
+) -> None:
+    ids = np.kron(np.arange(40 * 3).reshape(40, 3), np.ones((35, 30), int)).astype(np.uint16)
+    tifffile.imwrite(tmp_path / "ids.tif", ids, compression=compression, **layout)
+    (tmp_path / "table.csv").write_text("id,class\n" + "".join(f"{i},plasma\n" for i in range(1, 120)))
+    _, window = imported(tmp_path / "ids.tif", table=tmp_path / "table.csv")
+    assert window.instances is not None and np.array_equal(window.instances, ids)
+    data = (tmp_path / "ids.tif").read_bytes()
+    (tmp_path / "cut.tif").write_bytes(data[: len(data) * 2 // 3])
+    with pytest.raises(MaskError, match=r"cut\.tif"):
+        imported(tmp_path / "cut.tif", table=tmp_path / "table.csv")
+
+
 PACKINGS: dict[str, tuple[int, dict[str, Any]]] = {
     "zstd": (5, {"compressors": zarr.codecs.ZstdCodec()}),
     "zstd and checksum": (5, {"compressors": [zarr.codecs.ZstdCodec(), zarr.codecs.Crc32cCodec()]}),
