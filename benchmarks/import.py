@@ -1,9 +1,11 @@
-"""How long an import takes and how much memory: every format at a number of nuclei, 1 M on 100,000 x 100,000 px.
+"""How long imports and exports of every format take and how much memory; 1 M nuclei lie on 100,000 x 100,000 px.
 
-Sources are written to a temporary folder, each import runs in a process of its own, and its peak of resident memory is
-read when it ends. A nucleus has 24 corners; nuclei lie on a jittered grid, some touching.
+Sources are written to a temporary folder, each import or export runs in a process of its own, and its peak of resident
+memory is read when it ends. A nucleus has 24 corners; nuclei lie on a jittered grid, some touching. Exports take the
+mask of the last import.
 
     python benchmarks/import.py --objects 10000 --objects 100000 --objects 1000000
+    python benchmarks/import.py --objects 1000000 --format ome-zarr --export geojson --export db
 """
 
 from __future__ import annotations
@@ -23,7 +25,7 @@ import click
 import numpy as np
 import shapely
 
-from wsigen.masks.exporters import export_mask
+from wsigen.masks.exporters import FORMATS, export_mask
 from wsigen.masks.importers import ImportSettings, import_mask
 from wsigen.models.config import LIZARD_CLASSES
 
@@ -153,21 +155,29 @@ OUTLINES: dict[str, tuple[str, Callable[[Path, int, int], None]]] = {
 LABELS = ("label-tiff", "ome-zarr")
 
 
-def _import(source: Path, out: Path, side: int, queue: multiprocessing.Queue[Result]) -> None:
+def _import(source: Path, out: Path, side: int) -> str:
     settings = ImportSettings(NAMES, ["lizard"], size=(side, side), mpp=0.5)
+    return import_mask(source, out, settings, overwrite=True).describe()[-1]
+
+
+def _export(mask: Path, out: Path) -> str:
+    return f"{export_mask(mask, out, LIZARD_CLASSES).nuclei:,} nuclei"
+
+
+def _measured(queue: multiprocessing.Queue[Result], work: Callable[..., str], *given: object) -> None:
     started, cpu = time.perf_counter(), time.process_time()
-    report = import_mask(source, out, settings, overwrite=True)
+    line = work(*given)
     seconds, cpu = time.perf_counter() - started, time.process_time() - cpu
     unit = 1 if sys.platform == "darwin" else 1024  # getrusage counts bytes there, KiB elsewhere
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
-    queue.put((seconds, cpu, peak, report.describe()[-1]))
+    queue.put((seconds, cpu, peak, line))
 
 
-def measure(source: Path, out: Path, side: int) -> Result:
-    """Measure one import in a process of its own."""
+def measure(work: Callable[..., str], *given: object) -> Result:
+    """Measure one import or export in a process of its own."""
     context = multiprocessing.get_context("spawn")
     queue = context.Queue()
-    process = context.Process(target=_import, args=(source, out, side, queue))
+    process = context.Process(target=_measured, args=(queue, work, *given))
     process.start()
     result = queue.get()
     process.join()
@@ -182,33 +192,39 @@ def size_of(path: Path) -> int:
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
 @click.option("--objects", multiple=True, type=click.IntRange(1), default=(10_000, 100_000), show_default=True)
 @click.option("--format", "formats", multiple=True, type=click.Choice([*OUTLINES, *LABELS]), help="[default: all]")
-def main(objects: tuple[int, ...], formats: tuple[str, ...]) -> None:
-    """Time imports."""
+@click.option("--export", "exports", multiple=True, type=click.Choice([*FORMATS]), help="[default: none]")
+def main(objects: tuple[int, ...], formats: tuple[str, ...], exports: tuple[str, ...]) -> None:
+    """Time imports and exports."""
     chosen = formats or (*OUTLINES, *LABELS)
-    click.echo("| format | nuclei | source, MB | s | CPU s | peak RSS, GiB |\n| --- | --- | --- | --- | --- | --- |")
+    click.echo("| format | nuclei | file, MB | s | CPU s | peak RSS, GiB |\n| --- | --- | --- | --- | --- | --- |")
     for count in objects:
         side = round(PITCH * count**0.5)
         with tempfile.TemporaryDirectory(prefix="wsigen-benchmark-") as name:
             folder = Path(name)
             mask = folder / "mask.tif"
-            for kind in [k for k in chosen if k in OUTLINES] or ["geojson"]:
+            for kind in [k for k in chosen if k in OUTLINES] or ["tiatoolbox"]:
                 source = folder / OUTLINES[kind][0]
                 OUTLINES[kind][1](source, count, side)
-                _report(kind, count, source, measure(source, mask, side), kind in chosen)
+                result = measure(_import, source, mask, side)
+                if kind in chosen:
+                    _report(kind, count, source, result)
                 source.unlink()
-            for kind in [k for k in chosen if k in LABELS]:
-                source = mask
-                if kind == "ome-zarr":
-                    source = folder / "mask.ome.zarr"
+            if "label-tiff" in chosen:
+                _report("label-tiff", count, mask, measure(_import, mask, folder / "again.tif", side))
+            for kind in exports:
+                out = folder / f"cells{FORMATS[kind]}"
+                _report(f"to {kind}", count, out, measure(_export, mask, out))
+            if "ome-zarr" in chosen:
+                source = folder / f"cells{FORMATS['ome.zarr']}"
+                if not source.exists():
                     export_mask(mask, source, LIZARD_CLASSES)
-                _report(kind, count, source, measure(source, folder / "again.tif", side), True)
+                _report("ome-zarr", count, source, measure(_import, source, folder / "again.tif", side))
 
 
-def _report(kind: str, count: int, source: Path, result: Result, shown: bool) -> None:
+def _report(kind: str, count: int, file: Path, result: Result) -> None:
     seconds, cpu, peak, line = result
-    if shown:
-        click.echo(f"| {kind} | {count:,} | {size_of(source) / 1e6:,.0f} | {seconds:.1f} | {cpu:.1f} | {peak:.2f} |")
-        click.echo(f"{kind}: {line}", err=True)
+    click.echo(f"| {kind} | {count:,} | {size_of(file) / 1e6:,.0f} | {seconds:.1f} | {cpu:.1f} | {peak:.2f} |")
+    click.echo(f"{kind}: {line}", err=True)
 
 
 if __name__ == "__main__":

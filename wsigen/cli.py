@@ -449,7 +449,7 @@ def mask() -> None:
 @click.option("-o", "--out", type=PATH, default=Path("slide_masks.tif"), show_default=True)
 @click.option("--class-map", "class_maps", multiple=True, metavar="MAP", help="Built-in map, .toml, or THEIRS=OURS.")
 @click.option("--unknown", type=click.Choice(["refuse", "skip"]), default="refuse", show_default=True)
-@click.option("--tissue", type=PATH, help="Tissue outlines, in SOURCE itself or another file.")
+@click.option("--tissue", type=PATH, help="Tissue: outlines or a label image, SOURCE itself or another file.")
 @click.option("--like", type=PATH, help="Slide whose size and scale the mask takes.")
 @click.option("--size", metavar="WxH", help="Size of the slide, px. [default: the source's, or up to its last object]")
 @click.option("--mpp", type=click.FloatRange(min=0, min_open=True), help="Microns per pixel of the slide.")

@@ -4,11 +4,13 @@ import csv
 import json
 import os
 import pickle
+import re
 import tracemalloc
 import zlib
 from pathlib import Path
 from typing import Any
 
+import numcodecs
 import numpy as np
 import pytest
 import pyvips
@@ -127,9 +129,9 @@ def test_matlab_files_of_lizard_hovernet_and_consep(tmp_path: Path) -> None:
             assert np.array_equal(window.classes, CLASSES_OF_PIXELS) and report.nuclei == 3
 
 
-def write_zarr(folder: Path, values: np.ndarray, version: int) -> Path:
+def write_zarr(folder: Path, values: np.ndarray, version: int, chunk: int = 32, **packing: Any) -> Path:
     group = zarr.open_group(str(folder), mode="w", zarr_format=3 if version == 5 else 2)
-    array = group.create_array("0", shape=(1, *values.shape), chunks=(1, 32, 32), dtype=values.dtype)
+    array = group.create_array("0", shape=(1, *values.shape), chunks=(1, chunk, chunk), dtype=values.dtype, **packing)
     array[0] = values
     axes = [{"name": "z", "type": "space"}, *({"name": n, "type": "space", "unit": "micrometer"} for n in "yx")]
     transformation = {"type": "scale", "scale": [1.0, 0.25, 0.25]}
@@ -154,6 +156,70 @@ def test_zarr_arrays_with_pickled_or_unknown_codecs_are_refused(tmp_path: Path) 
     (folder / "0" / ".zarray").write_text(json.dumps(metadata | {"filters": [{"id": "pickle"}]}))
     with pytest.raises(MaskError, match="pickle"):
         imported(folder)
+
+
+@pytest.mark.parametrize(
+    "layout", [{"rowsperstrip": 1}, {"rowsperstrip": 15}, {"rowsperstrip": 700}, {"tile": (48, 64)}]
+)
+@pytest.mark.parametrize("compression", [None, "zlib"])
+def test_label_images_of_any_layout_are_read_over_bands(
+    layout: dict[str, Any], compression: str | None, tmp_path: Path
+) -> None:
+    ids = np.kron(np.arange(40 * 3).reshape(40, 3), np.ones((35, 30), int)).astype(np.uint16)
+    tifffile.imwrite(tmp_path / "ids.tif", ids, compression=compression, **layout)
+    (tmp_path / "table.csv").write_text("id,class\n" + "".join(f"{i},plasma\n" for i in range(1, 120)))
+    _, window = imported(tmp_path / "ids.tif", table=tmp_path / "table.csv")
+    assert window.instances is not None and np.array_equal(window.instances, ids)
+    data = (tmp_path / "ids.tif").read_bytes()
+    (tmp_path / "cut.tif").write_bytes(data[: len(data) * 2 // 3])
+    with pytest.raises(MaskError, match=r"cut\.tif"):
+        imported(tmp_path / "cut.tif", table=tmp_path / "table.csv")
+
+
+PACKINGS: dict[str, tuple[int, dict[str, Any]]] = {
+    "zstd": (5, {"compressors": zarr.codecs.ZstdCodec()}),
+    "zstd and checksum": (5, {"compressors": [zarr.codecs.ZstdCodec(), zarr.codecs.Crc32cCodec()]}),
+    "gzip": (5, {"compressors": zarr.codecs.GzipCodec()}),
+    "blosc": (5, {"compressors": zarr.codecs.BloscCodec()}),
+    "shards": (5, {"compressors": zarr.codecs.ZstdCodec(), "shards": (1, 512, 512)}),
+    "zstd of Zarr 2": (4, {"compressors": numcodecs.Zstd()}),
+    "zlib": (4, {"compressors": numcodecs.Zlib()}),
+    "lz4": (4, {"compressors": numcodecs.LZ4()}),
+    "bz2": (4, {"compressors": numcodecs.BZ2()}),
+    "lzma": (4, {"compressors": numcodecs.LZMA()}),
+}
+
+
+@pytest.mark.parametrize("name", list(PACKINGS))
+def test_zarr_chunks_that_unpack_to_more_than_they_should_are_refused(name: str, tmp_path: Path) -> None:
+    version, packing = PACKINGS[name]
+    check(imported(write_zarr(tmp_path / "sound.zarr", IDS, version, chunk=512, **packing))[1])
+    folder = write_zarr(tmp_path / "bomb.zarr", IDS, version, chunk=512, **packing)
+    metadata = folder / "0" / (".zarray" if version == 4 else "zarr.json")
+    metadata.write_text(re.sub(r"512,\s*512", "32, 32", metadata.read_text()))
+    with pytest.raises(MaskError, match=r"unpacks to more than the 2,048 bytes"):
+        imported(folder)
+
+
+def test_zarr_chunks_of_many_shards_are_found(tmp_path: Path) -> None:
+    check(imported(write_zarr(tmp_path / "a.zarr", IDS, 5, chunk=16, shards=(1, 32, 48)))[1])
+
+
+def test_zarr_chunks_too_large_for_memory_are_refused_by_their_metadata(tmp_path: Path) -> None:
+    folder = write_zarr(tmp_path / "bomb.zarr", IDS, 5)
+    metadata = folder / "0" / "zarr.json"
+    metadata.write_text(re.sub(r"32,\s*32", "100000, 100000", metadata.read_text()))
+    with pytest.raises(MaskError, match=r"a chunk of \(1, 100000, 100000\) unpacks to 20,000 MB"):
+        imported(folder)
+
+
+@pytest.mark.parametrize(
+    "compressors",
+    [[zarr.codecs.GzipCodec(), zarr.codecs.ZstdCodec()], [zarr.codecs.BloscCodec(), zarr.codecs.GzipCodec()]],
+)
+def test_zarr_chunks_packed_twice_are_refused(compressors: list[Any], tmp_path: Path) -> None:
+    with pytest.raises(MaskError, match="packed twice"):
+        imported(write_zarr(tmp_path / "a.zarr", IDS, 5, compressors=compressors))
 
 
 class Bomb:

@@ -1,6 +1,7 @@
 """Slides in other formats, each opened by a reader of its own: levels, scale, pixels and marks."""
 
 import json
+import shutil
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -140,6 +141,44 @@ def test_a_slide_that_exists_is_exported(name: str, tmp_path: Path) -> None:
     with pytest.raises(SlideError, match="exists already"):
         export_slide(source, out)
     export_slide(source, out, overwrite=True)
+
+
+@pytest.mark.parametrize("name", ["dzi", "ome.zarr"])
+def test_formats_that_openslide_does_not_read_are_exported_too(name: str, tmp_path: Path) -> None:
+    source = written(tmp_path, name)
+    out = tmp_path / "again.ome.zarr"
+    facts = export_slide(source, out)
+    assert (facts.width, facts.height, facts.mpp, facts.objective_power) == (WIDTH, HEIGHT, 0.5, 20)
+    pixels = zarr.open_group(str(out), mode="r")["0"][:].transpose(1, 2, 0)
+    assert np.array_equal(pixels, PICTURE) if name == "ome.zarr" else close(pixels)
+    export_slide(out, tmp_path / "back.svs")
+    assert read_slide_info(tmp_path / "back.svs").provenance == dict(METADATA.provenance)
+
+
+def test_folders_of_others_and_damaged_tiles_are_refused_in_a_line(tmp_path: Path) -> None:
+    zarr.open_group(str(tmp_path / "other.ome.zarr"), mode="w", zarr_format=3)
+    (tmp_path / "other.dzi").write_text('<!DOCTYPE a [<!ENTITY b "c">]><Image/>')
+    (tmp_path / "plain.dzi").write_text(
+        '<Image TileSize="254" Overlap="1" Format="jpg"><Size Width="9" Height="9"/></Image>'
+    )
+    for name, message in (
+        ("other.ome.zarr", "not an OME-Zarr slide"),
+        ("other.dzi", "document type"),
+        ("missing.dzi", "not a Deep Zoom slide"),
+        ("plain.dzi", "not marked as painted by wsigen"),
+    ):
+        with pytest.raises(SlideError, match=message) as refused:
+            export_slide(tmp_path / name, tmp_path / "out.svs")
+        assert "\n" not in str(refused.value)
+    source = written(tmp_path, "dzi")
+    tile = tmp_path / "slide_files" / "11" / "2_1.jpg"
+    tile.write_bytes(tile.read_bytes()[:500])
+    with pytest.raises(SlideError, match=r"2_1\.jpg: a tile is missing or damaged"):
+        export_slide(source, tmp_path / "out.svs")
+    shutil.rmtree(tmp_path / "slide_files" / "11")
+    with pytest.raises(SlideError, match="missing or damaged"):
+        export_slide(source, tmp_path / "out.svs")
+    assert not (tmp_path / "out.svs").exists()
 
 
 def test_a_slide_of_a_patient_is_not_exported_as_synthetic(tmp_path: Path) -> None:

@@ -46,30 +46,25 @@ class MaskSummary:
 def summarise(bands: Iterable[MaskWindow], width: int, height: int, class_count: int) -> MaskSummary:
     """Sum up a mask given as bands of whole rows from top to bottom, all with the same planes."""
     content, pixels, occupancy = _ContentHash(width, height), _PixelCount(class_count), OccupancyCount(width, height)
-    instances, components = _InstanceCount(class_count), _ComponentCount(class_count)
-    with_instances = False
+    nuclei = NucleusCount(class_count)
     with ThreadPoolExecutor(8, "wsigen-scan") as pool:
         counting: list = []
         for band in bands:  # the next band is read while this one is counted
             for job in counting:
                 job.result()
-            counting = [pool.submit(add, band) for add in (pixels.add, occupancy.add, *content.adders(band))]
-            if band.instances is not None:
-                with_instances = True
-                counting.append(pool.submit(instances.add, band.classes, band.instances))
-            else:
-                counting.append(pool.submit(components.add, band.classes))
+            adders = (pixels.add, occupancy.add, nuclei.add, *content.adders(band))
+            counting = [pool.submit(add, band) for add in adders]
         for job in counting:
             job.result()
-    nuclei = instances.counts() if with_instances else components.counts()
+    counts = nuclei.counts()
     return MaskSummary(
         width,
         height,
-        nuclei,
+        counts,
         tuple(int(count) for count in pixels.of_class[1:]),
         None if pixels.tissue is None else pixels.tissue / (width * height),
         content.hexdigest(),
-        _hint(nuclei, pixels.of_class, pixels.tissue, pixels.unknown, pixels.unnumbered),
+        _hint(counts, pixels.of_class, pixels.tissue, pixels.unknown, pixels.unnumbered),
         occupancy.result(),
     )
 
@@ -129,6 +124,26 @@ class _ContentHash:
     def hexdigest(self) -> str:
         parts = [self._header, *(f"{n} {p.hexdigest()}" for n, p in self._planes.items() if n in self._seen)]
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+
+
+class NucleusCount:
+    """Counts nuclei of class 1..n, band by band: ids where there is an instance plane, else components."""
+
+    def __init__(self, class_count: int) -> None:
+        self._instances, self._components = _InstanceCount(class_count), _ComponentCount(class_count)
+        self._with_instances = False
+
+    def add(self, band: MaskWindow) -> None:
+        """Take the next band of whole rows; all have an instance plane, or none."""
+        if band.instances is not None:
+            self._with_instances = True
+            self._instances.add(band.classes, band.instances)
+        else:
+            self._components.add(band.classes)
+
+    def counts(self) -> tuple[int, ...]:
+        """Nuclei of each class in the bands so far."""
+        return self._instances.counts() if self._with_instances else self._components.counts()
 
 
 class _InstanceCount:

@@ -10,7 +10,8 @@ from __future__ import annotations
 import logging
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -105,6 +106,31 @@ def open_stream(path: Path) -> BinaryIO:
         raise MaskError(f"{path}: is a directory; give the mask's TIFF file inside it") from None
     except OSError as error:
         raise MaskError(f"{path}: cannot be opened ({error.strerror}); check its permissions") from None
+
+
+def page_rows(path: Path, index: int) -> Iterator[np.ndarray]:
+    """Rows of one page of labels, (h, width), from the top down, decoded in threads; single bits as 0 and 255."""
+    with open_stream(path) as stream, ThreadPoolExecutor(min(8, os.cpu_count() or 1), "wsigen-labels") as pool:
+        size = os.fstat(stream.fileno()).st_size
+        page = _parse(path, stream, size).pages[index]
+        assert isinstance(page, tifffile.TiffPage)
+        plane = _plane(path, "label", page, size)
+        for first in range(0, math.ceil(plane.height / plane.segment_height) * plane.across, plane.across):
+            decoded = []
+            for segment in range(first, first + plane.across):
+                stream.seek(int(plane.offsets[segment]))
+                data = stream.read(int(plane.byte_counts[segment]))
+                decoded.append(pool.submit(_pixels, plane, data, segment))
+            rows = [future.result() for future in decoded]
+            if any(part.shape[0] != len(rows[0]) for part in rows) or sum(p.shape[1] for p in rows) != plane.width:
+                raise MaskError(f"{path}: a segment of the labels is damaged; copy or export it again")
+            labels = np.concatenate(rows, axis=1)
+            yield labels if plane.dtype != np.bool_ else labels * np.uint8(255)
+
+
+def _pixels(plane: Plane, data: bytes, segment: int) -> np.ndarray:
+    height, width = plane.segment_shape(segment)
+    return plane.decode(data, segment)[:height, :width] if data else np.zeros((height, width), plane.dtype)
 
 
 def _parse(path: Path, stream: BinaryIO, size: int) -> tifffile.TiffFile:

@@ -63,7 +63,7 @@ def write_slide_mask(
     dtypes = (
         {"class": np.uint8} | ({"instance": np.uint32} if instances else {}) | ({"tissue": np.uint8} if tissue else {})
     )
-    read_rows = bands if callable(bands) else _rebuffered(path, bands, height)
+    read_rows = bands if callable(bands) else rebuffered(path, bands, height)
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent)))
         pool = stack.enter_context(ThreadPoolExecutor(min(8, os.cpu_count() or 1), "wsigen-mask"))
@@ -156,8 +156,8 @@ def _assemble(path: Path, spools: dict[str, _TileSpool], width: int, height: int
             )
 
 
-def _rebuffered(path: Path, bands: Iterable[MaskWindow], height: int) -> RowReader:
-    """Serve rows in order from bands of any height."""
+def rebuffered(path: Path, bands: Iterable[MaskWindow], height: int) -> Callable[[int, int], MaskWindow]:
+    """Serve the rows y0 .. y1 - 1, in order, from bands of any height."""
     source = iter(bands)
     rest: MaskWindow | None = None
 

@@ -13,13 +13,12 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import numpy as np
-import openslide
 import pyvips
 
 from wsigen.errors import SlideError
-from wsigen.slides.info import SlideInfo, read_slide_info
+from wsigen.slides.info import SlideInfo
 from wsigen.slides.metadata import SlideMetadata
+from wsigen.slides.reading import opened_slide
 from wsigen.slides.row_stream import Progress, RowReader
 from wsigen.slides.svs import check_settings, last_line, write_svs
 
@@ -161,7 +160,7 @@ def export_slide(
     progress: Callable[[int, int], None] = lambda rows, height: None,
     patient_id: str = "",
 ) -> SlideInfo:
-    """Write a slide that wsigen painted in another format; returns what the slide is.
+    """Write a slide that wsigen painted, in any of its formats, in another; returns what the slide is.
 
     Its JPEG is decoded and encoded anew (except to OME-Zarr, which keeps what was decoded, and to DICOM from .svs where
     libjpeg-turbo is installed). progress(rows, height): rows done.
@@ -171,29 +170,21 @@ def export_slide(
     """
     source, target = Path(slide), Path(out)
     chosen = format_of(target, format)
-    facts = read_slide_info(source)
-    if not facts.synthetic or facts.mpp is None:
-        raise SlideError(f"{source}: is not marked as painted by wsigen; only synthetic slides are exported, marked so")
-    metadata = SlideMetadata(facts.mpp, facts.objective_power or 10 / facts.mpp, dict(facts.provenance))
-    if chosen.name == "dicom" and facts.vendor == "aperio":
-        from wsigen.slides.dicom import convert
+    with opened_slide(source) as (facts, read_rows):
+        if not facts.synthetic or facts.mpp is None:
+            raise SlideError(
+                f"{source}: is not marked as painted by wsigen; only synthetic slides are exported, marked so"
+            )
+        metadata = SlideMetadata(facts.mpp, facts.objective_power or 10 / facts.mpp, dict(facts.provenance))
+        if chosen.name == "dicom" and facts.vendor == "aperio":
+            from wsigen.slides.dicom import convert
 
-        check_target(target, chosen, overwrite)
-        _appearing(target, lambda partial: convert(source, partial, metadata, patient_id))
-        progress(facts.height, facts.height)
-        return replace(facts, path=target)
-    with openslide.OpenSlide(source) as opened:
-
-        def read_rows(y0: int, y1: int) -> np.ndarray:
-            try:
-                return np.asarray(opened.read_region((0, y0), 0, (facts.width, y1 - y0)))[..., :3]
-            except openslide.OpenSlideError as error:
-                raise SlideError(
-                    f"{source}: rows {y0} to {y1} are damaged ({error}); write or copy it again"
-                ) from error
-
-        write_slide(
-            target, facts.width, facts.height, read_rows, metadata, chosen, jpeg_quality,
-            lambda rows: progress(rows, facts.height), overwrite, patient_id,
-        )  # fmt: skip
+            check_target(target, chosen, overwrite)
+            _appearing(target, lambda partial: convert(source, partial, metadata, patient_id))
+            progress(facts.height, facts.height)
+        else:
+            write_slide(
+                target, facts.width, facts.height, read_rows, metadata, chosen, jpeg_quality,
+                lambda rows: progress(rows, facts.height), overwrite, patient_id,
+            )  # fmt: skip
     return replace(facts, path=target)

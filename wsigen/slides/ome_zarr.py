@@ -8,11 +8,12 @@ from typing import Any
 import numpy as np
 
 from wsigen.slides.metadata import DIGITAL_SOURCE_TYPE, SlideMetadata
+from wsigen.slides.pyramid import halve
 from wsigen.slides.row_stream import Progress, RowReader, checked_rows
+from wsigen.zarr_levels import CHUNK, LevelWriter, create_level
 
-CHUNK = 512
 SMALLEST_LEVEL = 512
-BLOCK_CHUNKS = 8  # chunks side by side in a block of the smaller level
+WHITE = 255
 
 
 def write_ome_zarr(
@@ -23,22 +24,14 @@ def write_ome_zarr(
 
     root = zarr.open_group(str(path), mode="w", zarr_format=3)
     levels = [
-        root.create_array(
-            str(index),
-            shape=(3, h, w),
-            chunks=(3, CHUNK, CHUNK),
-            dtype="uint8",
-            dimension_names=["c", "y", "x"],
-            fill_value=0,
-        )
+        create_level(root, str(index), (3, h, w), np.uint8, "cyx", fill=WHITE)
         for index, (w, h) in enumerate(_sizes(width, height))
     ]
-    for y0 in range(0, height, CHUNK):
-        y1 = min(y0 + CHUNK, height)
-        levels[0][:, y0:y1] = checked_rows(read_rows, y0, y1, width).transpose(2, 0, 1)
-        progress(y1)
-    for index in range(1, len(levels)):
-        _shrink(levels[index - 1], levels[index])
+    with LevelWriter(levels, halve) as writer:
+        for y0 in range(0, height, CHUNK):
+            y1 = min(y0 + CHUNK, height)
+            writer.add(checked_rows(read_rows, y0, y1, width))
+            progress(y1)
     # Written last: a group without them is no image, so a part of one is not taken for a whole.
     root.attrs["ome"] = _metadata(metadata, len(levels))
     root.attrs["wsigen"] = {
@@ -54,17 +47,6 @@ def _sizes(width: int, height: int) -> list[tuple[int, int]]:
     while max(sizes[-1]) > SMALLEST_LEVEL and min(sizes[-1]) > 1:
         sizes.append((sizes[-1][0] // 2, sizes[-1][1] // 2))
     return sizes
-
-
-def _shrink(larger: Any, smaller: Any) -> None:
-    """Means of 2 x 2, halves rounded up, in blocks of whole chunks."""
-    _, height, width = smaller.shape
-    for y in range(0, height, CHUNK):
-        for x in range(0, width, BLOCK_CHUNKS * CHUNK):
-            bottom, right = min(y + CHUNK, height), min(x + BLOCK_CHUNKS * CHUNK, width)
-            block = larger[:, 2 * y : 2 * bottom, 2 * x : 2 * right].astype(np.uint16)
-            sums = block[:, 0::2, 0::2] + block[:, 1::2, 0::2] + block[:, 0::2, 1::2] + block[:, 1::2, 1::2]
-            smaller[:, y:bottom, x:right] = ((sums + 2) // 4).astype(np.uint8)
 
 
 def _metadata(metadata: SlideMetadata, levels: int) -> dict[str, Any]:

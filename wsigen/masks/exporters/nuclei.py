@@ -7,6 +7,7 @@ plane a nucleus is one id, in as many pieces as it has; else it is a 4-connected
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,8 +16,9 @@ from scipy.sparse.csgraph import connected_components
 
 from wsigen.masks.slide_mask import MaskSource
 from wsigen.masks.window import TISSUE, MaskWindow
+from wsigen.masks.writer import TILE
 
-BAND_PIXELS = 1 << 25
+BAND_PIXELS = 1 << 26
 MIN_ROWS, MAX_ROWS = 64, 2048
 
 
@@ -65,10 +67,20 @@ def _tissue_of(band: MaskWindow) -> np.ndarray:
 
 
 def bands(mask: MaskSource) -> Iterator[tuple[int, MaskWindow]]:
-    """Bands of whole rows with their first row."""
+    """Bands of whole rows with their first row; the next one is read meanwhile."""
     rows = int(np.clip(BAND_PIXELS // mask.width, MIN_ROWS, MAX_ROWS))
-    for y in range(0, mask.height, rows):
-        yield y, mask.read(0, y, mask.width, min(rows, mask.height - y))
+    rows = rows // TILE * TILE or rows  # rows of whole tiles, as we write them, are unpacked once
+    with ThreadPoolExecutor(1, "wsigen-bands") as pool:
+
+        def read(y: int) -> Future[MaskWindow]:
+            return pool.submit(mask.read, 0, y, mask.width, min(rows, mask.height - y))
+
+        following = read(0)
+        for y in range(0, mask.height, rows):
+            band = following.result()
+            if y + rows < mask.height:
+                following = read(y + rows)
+            yield y, band
 
 
 def _runs_of(labels: np.ndarray, values: np.ndarray, y0: int) -> Runs:

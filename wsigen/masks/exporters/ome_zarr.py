@@ -6,7 +6,7 @@ The folder is a group `labels`, which may stand beside any OME-Zarr image of the
 from __future__ import annotations
 
 from collections.abc import Callable
-from itertools import pairwise
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +14,10 @@ import numpy as np
 
 from wsigen.masks.classes import ClassTable
 from wsigen.masks.slide_mask import MaskSource
+from wsigen.masks.summary import NucleusCount
 from wsigen.masks.window import MaskWindow
+from wsigen.zarr_levels import CHUNK, LevelWriter, create_level
 
-CHUNK = 512
 SMALLEST_LEVEL = 1024
 
 
@@ -33,20 +34,21 @@ def write_label_zarr(path: Path, mask: MaskSource, classes: ClassTable, progress
     properties = {"class": [{"label-value": e.index, "class": e.name} for e in classes]}
     properties["tissue"] = [{"label-value": 1, "class": "tissue"}, {"label-value": 255, "class": "unknown"}]
     colours = {"class": [{"label-value": e.index, "rgba": [*e.rgb, 255]} for e in classes]}
-    levels = {}
-    for plane, name in names.items():
-        dtype = np.uint32 if plane == "instance" else np.uint8
-        levels[plane] = _pyramid(labels, name, mask, dtype, properties.get(plane), colours.get(plane))
-    for y in range(0, mask.height, CHUNK):
-        rows = min(CHUNK, mask.height - y)
-        window = mask.read(0, y, mask.width, rows)
-        for plane, arrays in levels.items():
-            arrays[0][y : y + rows] = _plane(window, plane)
-        progress("writing labels", (y + rows) / mask.height)
-    for arrays in levels.values():
-        for larger, smaller in pairwise(arrays):
-            _halve(larger, smaller)
-    return sum(mask.count_nuclei())
+    count = NucleusCount(mask.class_count)
+    with ExitStack() as stack:
+        writers = {}
+        for plane, name in names.items():
+            dtype = np.uint32 if plane == "instance" else np.uint8
+            levels = _pyramid(labels, name, mask, dtype, properties.get(plane), colours.get(plane))
+            writers[plane] = stack.enter_context(LevelWriter(levels, _every_second))
+        for y in range(0, mask.height, CHUNK):
+            rows = min(CHUNK, mask.height - y)
+            window = mask.read(0, y, mask.width, rows)
+            count.add(window)
+            for plane, writer in writers.items():
+                writer.add(_plane(window, plane))
+            progress("writing labels", (y + rows) / mask.height)
+    return sum(count.counts())
 
 
 def _plane(window: MaskWindow, name: str) -> np.ndarray:
@@ -65,15 +67,13 @@ def _pyramid(
     width, height, step = mask.width, mask.height, 1
     while True:
         path = str(len(arrays))
-        array = group.create_array(
-            path, shape=(height, width), chunks=(CHUNK, CHUNK), dtype=dtype, dimension_names=["y", "x"], fill_value=0
-        )
+        array = create_level(group, path, (height, width), dtype, "yx", fill=0)
         arrays.append(array)
         scale = [step * (mask.mpp or 1.0)] * 2
         datasets.append({"path": path, "coordinateTransformations": [{"type": "scale", "scale": scale}]})
         if max(width, height) <= SMALLEST_LEVEL or min(width, height) == 1:
             break
-        width, height, step = max(1, width // 2), max(1, height // 2), 2 * step
+        width, height, step = width // 2, height // 2, 2 * step
     unit = {"unit": "micrometer"} if mask.mpp else {}
     axes = [{"name": axis, "type": "space", **unit} for axis in "yx"]
     label: dict[str, Any] = {"source": {"image": "../../"}}
@@ -84,12 +84,7 @@ def _pyramid(
     return arrays
 
 
-def _halve(larger: Any, smaller: Any) -> None:
-    """Every second pixel, in blocks of whole chunks."""
-    height, width = smaller.shape
-    for y in range(0, height, CHUNK):
-        for x in range(0, width, 4 * CHUNK):
-            bottom, right = min(y + CHUNK, height), min(x + 4 * CHUNK, width)
-            block = larger[2 * y : 2 * bottom : 2, 2 * x : 2 * right : 2]
-            if block.any():
-                smaller[y:bottom, x:right] = block
+def _every_second(rows: np.ndarray) -> np.ndarray:
+    """Nearest pixels of the next level; a copy, so that the rows themselves can go."""
+    height, width = rows.shape
+    return rows[: height // 2 * 2 : 2, : width // 2 * 2 : 2].copy()

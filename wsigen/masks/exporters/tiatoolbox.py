@@ -6,7 +6,6 @@ import json
 import sqlite3
 import uuid
 import zlib
-from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -59,16 +58,22 @@ class AnnotationStoreWriter(OutlineWriter):
         self._insert(items)
 
     def _insert(self, items: list[tuple[str, list[list[np.ndarray]], dict[str, Any], int]]) -> None:
+        import shapely
+
+        shapes = _shapes([item[1] for item in items])
+        bounds = shapely.bounds(shapes).astype(int).tolist()
+        inside = shapely.point_on_surface(shapes)
+        places = np.stack([shapely.get_x(inside), shapely.get_y(inside)], 1).astype(int).tolist()
+        areas = shapely.area(shapes).astype(int).tolist()
         rows, boxes = [], []
-        for (name, polygons, properties, area), shape in zip(items, _shapes(item[1] for item in items)):
+        for (name, polygons, properties, pixels), wkb, (left, top, right, bottom), (x, y), area in zip(
+            items, shapely.to_wkb(shapes), bounds, places, areas
+        ):
             self._count += 1
-            left, top, right, bottom = (int(v) for v in shape.bounds)
-            inside = shape.representative_point()
             key = str(uuid.uuid5(_NAMESPACE, name))
-            blob = zlib.compress(shape.wkb, PACKING_LEVEL)
             text = json.dumps(properties, separators=(",", ":"))
             kind = "Polygon" if len(polygons) == 1 else "MultiPolygon"
-            rows.append((self._count, key, kind, int(inside.x), int(inside.y), blob, text, area or int(shape.area)))
+            rows.append((self._count, key, kind, x, y, zlib.compress(wkb, PACKING_LEVEL), text, pixels or area))
             boxes.append((self._count, left, right, top, bottom))
         self._connection.executemany("INSERT INTO annotations VALUES(?, ?, ?, ?, ?, ?, ?, ?)", rows)
         self._connection.executemany("INSERT INTO rtree VALUES(?, ?, ?, ?, ?)", boxes)
@@ -81,9 +86,17 @@ class AnnotationStoreWriter(OutlineWriter):
         self._connection.close()
 
 
-def _shapes(objects: Iterator[list[list[np.ndarray]]]) -> Iterator[Any]:
+def _shapes(objects: list[list[list[np.ndarray]]]) -> np.ndarray:
+    """Shapely geometries; those of one ring, nearly all, are made at once."""
     import shapely
 
-    for polygons in objects:
-        parts = [shapely.Polygon(polygon[0], polygon[1:]) for polygon in polygons]
-        yield parts[0] if len(parts) == 1 else shapely.MultiPolygon(parts)
+    shapes = np.empty(len(objects), object)
+    plain = [i for i, polygons in enumerate(objects) if len(polygons) == 1 and len(polygons[0]) == 1]
+    if plain:
+        rings = [objects[i][0][0] for i in plain]
+        of = np.repeat(np.arange(len(rings)), [len(ring) for ring in rings])
+        shapes[plain] = shapely.polygons(shapely.linearrings(np.concatenate(rings), indices=of))
+    for i in sorted(set(range(len(objects))) - set(plain)):
+        parts = [shapely.Polygon(polygon[0], polygon[1:]) for polygon in objects[i]]
+        shapes[i] = parts[0] if len(parts) == 1 else shapely.MultiPolygon(parts)
+    return shapes

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import tempfile
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -13,16 +13,15 @@ import numpy as np
 from wsigen.errors import MaskError
 from wsigen.masks.importers import label_import
 from wsigen.masks.importers.class_maps import SKIP, TISSUE_REGION, ClassMap, class_map
-from wsigen.masks.importers.outlines import OutlineSet, OutlineSpool
+from wsigen.masks.importers.outlines import OutlineSet
 from wsigen.masks.importers.rasterise import Rasteriser
 from wsigen.masks.importers.report import ImportReport, refuse_unknown
 from wsigen.masks.importers.settings import ImportSettings, check_size, check_target
 from wsigen.masks.importers.sniffing import open_source
-from wsigen.masks.importers.sources import Kind, LabelSource, OutlineSource, Progress, damage_is_one_line
-from wsigen.masks.window import GLASS, TISSUE, MaskWindow
+from wsigen.masks.importers.sources import Kind, LabelSource, OutlineSource, Progress
+from wsigen.masks.importers.tissue import TissuePlane, full_name, read_outlines, same_file, scale_of, tissue_of_file
+from wsigen.masks.window import TISSUE, MaskWindow
 from wsigen.masks.writer import write_slide_mask
-
-SAME_SCALE = 0.05
 
 
 def import_mask(
@@ -48,37 +47,21 @@ def import_mask(
     return _import_outlines(opened, out, settings, overwrite, progress)
 
 
-@dataclass
-class _Tissue:
-    """Where tissue is drawn from: outlines of the source itself, and of another file."""
-
-    drawers: list[Rasteriser] = field(default_factory=list)
-    regions: int = 0
-
-    def rows(self, y0: int, classes: np.ndarray) -> np.ndarray:
-        """The tissue plane of a band; where a nucleus lies is tissue, whatever was drawn."""
-        plane = np.full(classes.shape, GLASS, np.uint8)
-        for drawer in self.drawers:
-            drawer.draw(y0, plane)
-        plane[classes > 0] = TISSUE
-        return plane
-
-
 def _import_outlines(
     source: OutlineSource, out: Path, settings: ImportSettings, overwrite: bool, progress: Progress
 ) -> ImportReport:
     with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as folder:
         centres = source.pixel_centres if settings.pixel_centres is None else settings.pixel_centres
-        outlines, unreadable = _read_outlines(source, Path(folder), centres, progress)
+        outlines, unreadable = read_outlines(source, Path(folder), centres, progress)
         mapping = class_map(settings.classes, settings.class_maps, source.built_in)
-        same_file = settings.tissue is not None and _same_file(settings.tissue, source.path)
-        class_of, is_region = _classes_of(outlines, source, mapping, settings, same_file)
-        scale, mpp = _scale(source, settings)
+        own_tissue = settings.tissue is not None and same_file(settings.tissue, source.path)
+        class_of, is_region = _classes_of(outlines, source, mapping, settings, own_tissue)
+        scale, mpp = scale_of(source, settings)
         width, height = settings.size or _scaled_size(source.size, scale) or _extent(outlines, scale, centres)
         check_size(source.path, width, height)
         fate = _Fates.of(outlines, class_of, width, height, scale, 0.5 * scale if centres else 0.0)
         tissue = _tissue(
-            outlines, is_region, settings, same_file, width, height, scale, centres, Path(folder), progress
+            outlines, is_region, settings, own_tissue, width, height, scale, centres, Path(folder), progress
         )
         nuclei = Rasteriser(
             outlines, fate.drawn_polygons, fate.ids[outlines.polygon_object], width, height, scale, centres
@@ -105,24 +88,11 @@ def _import_outlines(
         )
 
 
-def _read_outlines(source: OutlineSource, folder: Path, thin: bool, progress: Progress) -> tuple[OutlineSet, int]:
-    spool = OutlineSpool(folder)
-    with damage_is_one_line(source.path, source.format):
-        for item in source.objects(progress):
-            spool.add(item)
-        outlines = spool.finish(thin)
-    return outlines, spool.unreadable
-
-
-def _same_file(a: Path, b: Path) -> bool:
-    return a.exists() and b.exists() and os.path.samefile(a, b)
-
-
 def _classes_of(
     outlines: OutlineSet, source: OutlineSource, mapping: ClassMap, settings: ImportSettings, tissue_too: bool
 ) -> tuple[np.ndarray, np.ndarray]:
     """Class 1..n of every object, 0 left out by a map, 255 unknown or a region; and whether it is a tissue region."""
-    names = [_full_name(source, name) for name in outlines.names]
+    names = [full_name(source, name) for name in outlines.names]
     resolved = [mapping.resolve(name) for name in names]
     as_array = np.array([SKIP if entry is None else entry for entry in resolved] or [SKIP], np.int64)
     unknown_name = np.array([entry is None for entry in resolved] or [False])
@@ -139,18 +109,6 @@ def _classes_of(
         refuse_unknown(source.path, Counter({n: int(c) for n, c in zip(names, counts) if c}), settings.classes)
     nucleus = ~region & ~tissue & ~unknown & (classes > 0)
     return np.where(nucleus, classes, 0), tissue
-
-
-def _full_name(source: OutlineSource, name: str) -> str:
-    return source.names.get(name, name)
-
-
-def _scale(source: OutlineSource, settings: ImportSettings) -> tuple[float, float | None]:
-    """Mask pixels per unit of the source, and microns per pixel of the mask."""
-    if settings.mpp is None or source.mpp is None:
-        return 1.0, settings.mpp or source.mpp
-    ratio = source.mpp / settings.mpp
-    return (1.0 if abs(ratio - 1) <= SAME_SCALE else ratio), settings.mpp
 
 
 def _scaled_size(size: tuple[int, int] | None, scale: float) -> tuple[int, int] | None:
@@ -213,48 +171,28 @@ def _tissue(
     outlines: OutlineSet,
     is_region: np.ndarray,
     settings: ImportSettings,
-    same_file: bool,
+    own_tissue: bool,
     width: int,
     height: int,
     scale: float,
     centres: bool,
     folder: Path,
     progress: Progress,
-) -> _Tissue | None:
-    tissue = _Tissue()
+) -> TissuePlane | None:
+    tissue = TissuePlane()
     if is_region.any():
         chosen = (outlines.polygon_object >= 0) & np.append(is_region, False)[outlines.polygon_object]
         tissue.drawers.append(
             Rasteriser(outlines, chosen, np.full(len(chosen), TISSUE, np.uint32), width, height, scale, centres)
         )
         tissue.regions += int(is_region.sum())
-    if settings.tissue is not None and not same_file:
-        drawer, regions = _other_file(settings, width, height, folder, progress)
+    if settings.tissue is not None and not own_tissue:
+        drawer, regions = tissue_of_file(settings, width, height, folder, progress)
         tissue.drawers.append(drawer)
         tissue.regions += regions
     if settings.tissue is not None and not tissue.regions:
         raise MaskError(f"{settings.tissue}: holds no tissue outlines; draw annotations, or map their class to tissue")
     return tissue if tissue.regions else None
-
-
-def _other_file(
-    settings: ImportSettings, width: int, height: int, folder: Path, progress: Progress
-) -> tuple[Rasteriser, int]:
-    """Tissue outlines of a file of their own: those mapped to tissue, else all that no map leaves out."""
-    assert settings.tissue is not None
-    opened = open_source(settings.tissue, None, None)
-    if isinstance(opened, LabelSource):
-        raise MaskError(f"{settings.tissue}: is a label image; give tissue as outlines, such as QuPath's GeoJSON")
-    (folder / "tissue").mkdir()
-    outlines, _ = _read_outlines(opened, folder / "tissue", opened.pixel_centres, progress)
-    mapping = class_map(settings.classes, settings.class_maps, opened.built_in)
-    resolved = np.array([mapping.resolve(_full_name(opened, n)) or 0 for n in outlines.names] or [0], np.int64)
-    classes = resolved[outlines.object_name]
-    chosen = classes == TISSUE_REGION if (classes == TISSUE_REGION).any() else classes != SKIP
-    polygons = (outlines.polygon_object >= 0) & np.append(chosen, False)[outlines.polygon_object]
-    scale, _ = _scale(opened, settings)
-    values = np.full(len(polygons), TISSUE, np.uint32)
-    return Rasteriser(outlines, polygons, values, width, height, scale, opened.pixel_centres), int(chosen.sum())
 
 
 def _report(
@@ -267,7 +205,7 @@ def _report(
     lookup: np.ndarray,
     unreadable: int,
     is_region: np.ndarray,
-    tissue: _Tissue | None,
+    tissue: TissuePlane | None,
     mpp: float | None,
     size: tuple[int, int],
 ) -> ImportReport:
@@ -280,7 +218,7 @@ def _report(
     counts = np.bincount(outlines.object_name[left_out], minlength=len(outlines.names))
     for name, number in zip(outlines.names, counts):
         if number:
-            names[_full_name(source, name)] += int(number)
+            names[full_name(source, name)] += int(number)
     return ImportReport(
         format=source.format,
         out=out,

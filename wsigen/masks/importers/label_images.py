@@ -11,21 +11,24 @@ import csv
 import io
 import json
 from collections.abc import Iterator, Mapping
+from itertools import repeat
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from wsigen.errors import MaskError
 from wsigen.masks.importers.settings import check_size
 from wsigen.masks.importers.sources import Labels, LabelSource
 from wsigen.masks.slide_mask import SlideMask
+from wsigen.masks.tiff_planes import page_rows
 
-BAND_BYTES = 64 << 20
 YIELDED_ROWS = 128  # what is made from a band is then small
 MAX_TABLE_BYTES = 1 << 28
 MAX_PAGES = 64
 _ID_COLUMNS = ("id", "label", "instance", "instance_id", "inst_id", "nucleus", "nucleus_id", "cell", "cell_id", "value")
 _CLASS_COLUMNS = ("class", "type", "class_name", "classification", "category", "class_id", "inst_type", "name")
-_FORMATS = {"uchar", "ushort", "uint", "char", "short", "int"}
+_TYPES = {"uchar": "u1", "ushort": "u2", "uint": "u4", "char": "i1", "short": "i2", "int": "i4"}
 _MICRONS_PER_MM = 1000.0
 _MAX_PLAUSIBLE_MPP = 50.0
 
@@ -62,7 +65,7 @@ class LabelImageSource(LabelSource):
             raise MaskError(
                 f"{self.path}: is a picture of {image.bands} channels; export the labels, not their colours"
             )
-        if image.format not in _FORMATS:
+        if image.format not in _TYPES:
             raise MaskError(f"{self.path}: labels are {image.format}; convert them to whole numbers (uint8 to uint32)")
         return image
 
@@ -94,20 +97,39 @@ class LabelImageSource(LabelSource):
         yield from self._decoded()
 
     def _decoded(self) -> Iterator[Labels]:
+        values, *ids = (self._rows(page) for page in ((0, 1) if self.has_ids else (0,)))
+        yield from (Labels(rows, ids_rows) for rows, ids_rows in zip(values, ids[0] if ids else repeat(None)))
+
+    def _rows(self, page: int) -> Iterator[np.ndarray]:
+        """Bands of `YIELDED_ROWS` rows of one page."""
+        if self._loader == "tiff" and self._open(page).format in ("uchar", "ushort", "uint"):
+            return _cut(page_rows(self.path, page))  # libvips takes tiles that are damaged for empty ones
+        return self._rows_of_libvips(page)
+
+    def _rows_of_libvips(self, page: int) -> Iterator[np.ndarray]:
         import pyvips
 
-        values = self._open(0)
-        ids = self._open(1) if self.has_ids else None
-        rows = max(1, min(512, BAND_BYTES // (self.width * 8)))
+        image = self._open(page)
+        # A region stays where it is in the file; crops would each begin with the strip that the last one ended in.
+        region = pyvips.Region.new(image)
         try:
-            for y in range(0, self.height, rows):
-                count = min(rows, self.height - y)
-                yield Labels(
-                    values.crop(0, y, self.width, count).numpy(),
-                    None if ids is None else ids.crop(0, y, self.width, count).numpy(),
-                )
+            for y in range(0, self.height, YIELDED_ROWS):
+                shape = min(YIELDED_ROWS, self.height - y), self.width
+                yield np.frombuffer(region.fetch(0, y, *reversed(shape)), _TYPES[image.format]).reshape(shape)
         except pyvips.Error as error:
             raise _unreadable(self.path, error) from None
+
+
+def _cut(bands: Iterator[np.ndarray]) -> Iterator[np.ndarray]:
+    """Rows of bands of any height, `YIELDED_ROWS` at a time."""
+    rest: np.ndarray | None = None
+    for band in bands:
+        rest = band if rest is None else np.concatenate([rest, band])
+        while len(rest) >= YIELDED_ROWS:
+            yield rest[:YIELDED_ROWS]
+            rest = rest[YIELDED_ROWS:]
+    if rest is not None and len(rest):
+        yield rest
 
 
 def _unreadable(path: Path, error: Exception) -> MaskError:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,12 +15,14 @@ from wsigen.masks.importers.class_maps import SKIP, TISSUE_REGION, UNCLASSIFIED,
 from wsigen.masks.importers.report import ImportReport, refuse_unknown
 from wsigen.masks.importers.settings import ImportSettings, check_size
 from wsigen.masks.importers.sources import LabelSource, Progress, damage_is_one_line
+from wsigen.masks.importers.tissue import TissuePlane, has_tissue_plane, marks_tissue, same_file, tissue_of_file
 from wsigen.masks.slide_mask import SlideMask
-from wsigen.masks.window import MaskWindow
-from wsigen.masks.writer import write_slide_mask
+from wsigen.masks.window import GLASS, TISSUE, MaskWindow
+from wsigen.masks.writer import rebuffered, write_slide_mask
 
 MAX_ID = 2**32 - 1
 LARGEST_TABLE = 1 << 24
+REGION = 255  # in place of a class: the pixel is tissue
 MERGED_AT = 1 << 22  # keys waiting to be merged
 
 
@@ -26,18 +30,43 @@ def import_labels(
     source: LabelSource, out: Path, settings: ImportSettings, overwrite: bool, progress: Progress
 ) -> ImportReport:
     """Write the mask of a label image; raises what `import_mask` raises."""
-    if settings.tissue is not None:
-        raise MaskError(f"{settings.tissue}: tissue outlines go with outlines of nuclei; {source.path} is an image")
-    try:
-        check_size(source.path, source.width, source.height)
-        mpp = _mpp(source, settings)
-        mapping = _Mapping(source, settings)
-        instances = source.kind == "instance" or source.has_ids
-        bands = _mapped(source, mapping, progress)
-        write_slide_mask(out, source.width, source.height, mpp, bands, instances, False, overwrite)
-    finally:
-        source.close()
+    with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as folder:
+        try:
+            check_size(source.path, source.width, source.height)
+            mpp = _mpp(source, settings)
+            mapping = _Mapping(source, settings)
+            tissue = _tissue(source, settings, mapping, Path(folder), progress)
+            instances = source.kind == "instance" or source.has_ids
+            rows = rebuffered(out, _mapped(source, mapping, progress), source.height)
+
+            def with_tissue(y0: int, y1: int) -> MaskWindow:
+                window = rows(y0, y1)
+                if tissue is None or window.tissue is None:
+                    return window
+                return replace(window, tissue=tissue.rows(y0, window.classes, window.tissue == TISSUE))
+
+            write_slide_mask(
+                out, source.width, source.height, mpp, with_tissue, instances, tissue is not None, overwrite
+            )
+        finally:
+            source.close()
     return _report(source, out, settings, mpp, mapping)
+
+
+def _tissue(
+    source: LabelSource, settings: ImportSettings, mapping: _Mapping, folder: Path, progress: Progress
+) -> TissuePlane | None:
+    """What makes the tissue plane; None where there is to be none."""
+    tissue = TissuePlane()
+    mapping.with_tissue = mapping.has_regions or settings.tissue is not None
+    same = settings.tissue is not None and same_file(settings.tissue, source.path)
+    if same and not mapping.has_regions and not has_tissue_plane(source.path):
+        raise MaskError(f"{source.path}: has no tissue plane; map a class to tissue with --class-map NUMBER=tissue")
+    if settings.tissue is not None and not (same and mapping.has_regions):
+        shrink = 1.0 if settings.size is None else source.width / settings.size[0]
+        drawer, tissue.regions = tissue_of_file(settings, source.width, source.height, folder, progress, shrink)
+        tissue.drawers.append(drawer)
+    return tissue if mapping.with_tissue else None
 
 
 def _mpp(source: LabelSource, settings: ImportSettings) -> float | None:
@@ -122,13 +151,15 @@ class _Mapping:
     def __init__(self, source: LabelSource, settings: ImportSettings) -> None:
         self._source, self._settings = source, settings
         self._map = class_map(settings.classes, settings.class_maps, source.built_in)
+        self.has_regions = marks_tissue(source, self._map)
+        self.with_tissue = self.has_regions
         self._resolved: dict[str, int | None] = {}
         self._table = np.zeros(256, np.uint8)
         self.pixels = _Tally(_sums)
         self.value_of_id = _Tally(_earliest)
 
     def classes(self, values: np.ndarray) -> np.ndarray:
-        """Class of every pixel, 0 for what is left out or unknown; takes note of what occurs."""
+        """Class of every pixel, 0 for what is left out or unknown, `REGION` for tissue; takes note of what occurs."""
         kinds, counts = _counted(values)
         if len(kinds) and (kinds[0] < 0 or kinds[-1] > MAX_ID):
             raise ValueError(f"labels go from {kinds[0]} to {kinds[-1]}; they must be 0 to {MAX_ID}")
@@ -151,13 +182,10 @@ class _Mapping:
         self.value_of_id.add(found.astype(np.int64), values.ravel()[starts[first]].astype(np.int64))
 
     def targets(self, values: np.ndarray) -> np.ndarray:
-        """Class of each value, 0 for what is left out or unknown."""
+        """Class of each value, 0 for what is left out or unknown, `REGION` for tissue."""
         found = [self._resolve(_name(self._source, value)) for value in values.tolist()]
-        if TISSUE_REGION in found:
-            raise MaskError(
-                f"{self._source.path}: a class of a label image cannot become tissue; give tissue as outlines"
-            )
-        return np.array([0 if target in (None, SKIP) else target for target in found], np.uint8)
+        special = {None: 0, SKIP: 0, TISSUE_REGION: REGION}
+        return np.array([special.get(target, target) for target in found], np.uint8)
 
     def _resolve(self, name: str) -> int | None:
         if name not in self._resolved:
@@ -189,12 +217,17 @@ def _mapped(source: LabelSource, mapping: _Mapping, progress: Progress) -> Itera
             row += len(band.values)
             progress("importing", min(1.0, row / source.height))
             classes = mapping.classes(band.values)
+            tissue = None
+            if mapping.with_tissue:
+                tissue = np.where(classes == REGION, np.uint8(TISSUE), np.uint8(GLASS))
+            if mapping.has_regions:
+                classes[classes == REGION] = 0
             given = band.values if source.kind == "instance" else band.ids
             if band.ids is not None:
                 mapping.note_ids(band.ids, band.values)
             if row == source.height:
                 mapping.refuse_unknown()
-            yield MaskWindow(classes, None if given is None else given.astype(np.uint32) * (classes > 0), None)
+            yield MaskWindow(classes, None if given is None else given.astype(np.uint32) * (classes > 0), tissue)
         if row < source.height:
             raise ValueError(f"it ends after {row} of {source.height} rows")
 
@@ -205,30 +238,34 @@ def _report(
     values = mapping.pixels.result()[0]
     targets = mapping.targets(values)
     skipped = Counter[str]()
-    hidden, length = 0, len(settings.classes) + 1
+    hidden = 0
     if source.kind == "instance":
-        per_class = np.bincount(targets, minlength=length)[1:]
+        objects = targets
         skipped.update(_name(source, value) for value in values[targets == 0].tolist())
         hidden = len(set(source.class_of) - set(values.tolist()) - {0})
     elif source.has_ids:
         ids_values = mapping.value_of_id.result()[1]
-        classes = np.append(targets, 0)[np.searchsorted(values, ids_values)]
-        classes[ids_values == 0] = 0
-        per_class = np.bincount(classes, minlength=length)[1:]
-        left_out = ids_values[classes == 0].tolist()
+        objects = np.append(targets, 0)[np.searchsorted(values, ids_values)]
+        objects[ids_values == 0] = 0
+        left_out = ids_values[objects == 0].tolist()
         skipped.update(_name(source, value) if value else UNCLASSIFIED for value in left_out)
     else:
+        objects = targets[targets == REGION]
+        skipped.update(f"class {_name(source, value)}" for value in values[targets == 0].tolist())
+    regions = int((objects == REGION).sum())
+    per_class = np.bincount(objects[objects != REGION], minlength=len(settings.classes) + 1)[1:]
+    if source.kind == "class" and not source.has_ids:
         with SlideMask.open(out, len(settings.classes)) as written:
             per_class = np.array(written.count_nuclei())
-        skipped.update(f"class {_name(source, value)}" for value in values[targets == 0].tolist())
     return ImportReport(
         format=source.format,
         out=out,
         width=source.width,
         height=source.height,
         mpp=mpp,
-        found=int(per_class.sum()) + sum(skipped.values()) + hidden,
+        found=int(per_class.sum()) + regions + sum(skipped.values()) + hidden,
         imported=tuple(zip(settings.classes, (int(n) for n in per_class))),
+        regions=regions,
         skipped=skipped,
         hidden=hidden,
     )

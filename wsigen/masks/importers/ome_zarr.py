@@ -18,11 +18,13 @@ import numpy as np
 from wsigen.errors import MaskError
 from wsigen.masks.importers.settings import check_size
 from wsigen.masks.importers.sources import Labels, LabelSource, damage_is_one_line
+from wsigen.masks.importers.zarr_chunks import ChunkCheck
 
 MAX_METADATA_BYTES = 1 << 28
 MAX_CHUNK_BYTES = 1 << 29
 BAND_BYTES = 64 << 20
 YIELDED_ROWS = 128
+CHUNKS_AT_ONCE = 8
 SAFE_CODECS = {
     "bytes",
     "blosc",
@@ -51,8 +53,11 @@ class OmeZarrSource(LabelSource):
             label, ids = _choose(path, name)
             attributes = _attributes(label)
             self.class_of = _classes(attributes)
-            self._values, self.mpp = _level0(label, attributes)
-            self._ids = _level0(ids, _attributes(ids))[0] if ids is not None else None
+            self._values, check, self.mpp = _level0(label, attributes)
+            self._ids, self._checks = None, [check]
+            if ids is not None:
+                self._ids, check, _ = _level0(ids, _attributes(ids))
+                self._checks.append(check)
         self.has_ids = self._ids is not None
         self.height, self.width = self._values.shape[-2:]
         check_size(path, self.width, self.height)
@@ -63,18 +68,24 @@ class OmeZarrSource(LabelSource):
 
     def bands(self) -> Iterator[Labels]:
         """Read whole rows of chunks."""
+        import zarr
+
         tallest = int(self._values.chunks[-2])
         rows = tallest * max(1, BAND_BYTES // (8 * self.width * tallest))
         if tallest * self.width * self._values.dtype.itemsize > MAX_CHUNK_BYTES:
             rows = max(1, BAND_BYTES // (8 * self.width))
-        lead = (0,) * (self._values.ndim - 2)
+        arrays = [self._values] if self._ids is None else [self._values, self._ids]
+        largest = max(math.prod(array.chunks) * array.dtype.itemsize for array in arrays)
         for y in range(0, self.height, rows):
-            part = (slice(y, min(y + rows, self.height)), slice(None))
-            ids = None if self._ids is None else np.asarray(self._ids[(0,) * (self._ids.ndim - 2) + part])
-            values = np.asarray(self._values[lead + part])
-            for top in range(0, len(values), YIELDED_ROWS):  # what is made from a band is then small
+            end = min(y + rows, self.height)
+            for check in self._checks:
+                check.rows(y, end)
+            # zarr unpacks as many chunks at a time as it is allowed to, whatever their size.
+            with zarr.config.set({"async.concurrency": max(1, min(CHUNKS_AT_ONCE, MAX_CHUNK_BYTES // largest))}):
+                values, *ids = (np.asarray(a[(*(0,) * (a.ndim - 2), slice(y, end))]) for a in arrays)
+            for top in range(0, end - y, YIELDED_ROWS):  # what is made from a band is then small
                 below = slice(top, top + YIELDED_ROWS)
-                yield Labels(values[below], None if ids is None else ids[below])
+                yield Labels(values[below], ids[0][below] if ids else None)
 
 
 def is_zarr(path: Path) -> bool:
@@ -135,8 +146,8 @@ def _classes(attributes: dict[str, Any]) -> dict[int, str]:
     return found
 
 
-def _level0(folder: Path, attributes: dict[str, Any]) -> tuple[Any, float | None]:
-    """The array of the largest level, and its microns per pixel."""
+def _level0(folder: Path, attributes: dict[str, Any]) -> tuple[Any, ChunkCheck, float | None]:
+    """The array of the largest level, the check of its chunks, and its microns per pixel."""
     import zarr
 
     scales = attributes["multiscales"][0]
@@ -149,9 +160,14 @@ def _level0(folder: Path, attributes: dict[str, Any]) -> tuple[Any, float | None
     lead = array.shape[:-2]
     if array.ndim < 2 or array.ndim > 5 or math.prod(lead) != 1 or array.dtype.kind not in "ui":
         raise ValueError(f"level 0 is {array.shape} of {array.dtype}; labels are one plane of whole numbers")
-    if math.prod(array.chunks) * array.dtype.itemsize > MAX_CHUNK_BYTES:
-        raise ValueError(f"chunks of {array.chunks} are too large")
-    return array, _mpp(scales, dataset)
+    size = math.prod(array.chunks) * array.dtype.itemsize
+    if size > MAX_CHUNK_BYTES:
+        raise MaskError(
+            f"{target}: a chunk of {array.chunks} unpacks to {size / 1e6:,.0f} MB, {MAX_CHUNK_BYTES / 1e6:.0f} MB are "
+            "read at most; write the labels in smaller chunks, such as 1024 x 1024"
+        )
+    check = ChunkCheck(target, array, _read_json(target / "zarr.json"), _read_json(target / ".zarray"))
+    return array, check, _mpp(scales, dataset)
 
 
 def _mpp(scales: dict[str, Any], dataset: dict[str, Any]) -> float | None:
