@@ -11,15 +11,17 @@ import math
 import os
 import threading
 from abc import ABC, abstractmethod
-from collections import OrderedDict, deque
+from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from fractions import Fraction
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from wsigen.caching import ArrayCache
 from wsigen.errors import MaskError
 from wsigen.masks.summary import MaskSummary, summarise
 from wsigen.masks.tiff_planes import Plane, open_mask_file, open_stream
@@ -30,7 +32,9 @@ __all__ = ["MaskSource", "MaskWindow", "ResampledMask", "SlideMask", "resampled_
 
 CACHE_BYTES = 128 << 20
 BAND_BYTES = 32 << 20
-BANDS_AHEAD = 2  # decoders release the interpreter
+BANDS_AHEAD = 2
+DECODERS = min(8, os.cpu_count() or 1)
+DECODED_TOGETHER = 32  # segments of one read from which threads are started for it: bands of a scan
 SLICE_BYTES = 4 << 20
 SAME_MPP_TOLERANCE = 0.05
 # A component of 1,000 µm² (36 µm across) is larger than any nucleus of the gut; a tissue mask is one such component.
@@ -166,7 +170,7 @@ class SlideMask(MaskSource):
         self.width, self.height = found.planes["class"].width, found.planes["class"].height
         self.mpp = found.mpp
         largest = sum(plane.segment_bytes for plane in found.planes.values())
-        self._cache = _SegmentCache(max(CACHE_BYTES, largest))
+        self._cache = ArrayCache(max(CACHE_BYTES, largest))
         self._read_lock = threading.Lock()
 
     @classmethod
@@ -221,21 +225,29 @@ class SlideMask(MaskSource):
 
     def _read_plane(self, plane: Plane, x: int, y: int, w: int, h: int, keep: bool) -> np.ndarray:
         out = np.empty((h, w), plane.dtype)
-        for row in range(y // plane.segment_height, (y + h - 1) // plane.segment_height + 1):
-            for column in range(x // plane.segment_width, (x + w - 1) // plane.segment_width + 1):
-                left, top = column * plane.segment_width, row * plane.segment_height
-                segment = self._segment(plane, row * plane.across + column, keep)
-                y0, y1 = max(y, top), min(y + h, top + segment.shape[0])
-                x0, x1 = max(x, left), min(x + w, left + segment.shape[1])
-                out[y0 - y : y1 - y, x0 - x : x1 - x] = segment[y0 - top : y1 - top, x0 - left : x1 - left]
+        rows = range(y // plane.segment_height, (y + h - 1) // plane.segment_height + 1)
+        columns = range(x // plane.segment_width, (x + w - 1) // plane.segment_width + 1)
+
+        def paste(place: tuple[int, int]) -> None:
+            row, column = place
+            left, top = column * plane.segment_width, row * plane.segment_height
+            segment = self._segment(plane, row * plane.across + column, keep)
+            y0, y1 = max(y, top), min(y + h, top + segment.shape[0])
+            x0, x1 = max(x, left), min(x + w, left + segment.shape[1])
+            out[y0 - y : y1 - y, x0 - x : x1 - x] = segment[y0 - top : y1 - top, x0 - left : x1 - left]
+
+        if len(rows) * len(columns) < DECODED_TOGETHER:
+            deque(map(paste, product(rows, columns)), maxlen=0)
+        else:
+            with ThreadPoolExecutor(DECODERS, "wsigen-decode") as pool:  # decoders release the interpreter
+                deque(pool.map(paste, product(rows, columns)), maxlen=0)
         return out
 
     def _segment(self, plane: Plane, index: int, keep: bool) -> np.ndarray:
-        segment = self._cache.get((plane.name, index))
-        if segment is None:
-            segment = self._decoded(plane, index)
-            if keep:
-                self._cache.put((plane.name, index), segment)
+        if not keep:
+            return self._decoded(plane, index)
+        segment = self._cache.get((plane.name, index), lambda: self._decoded(plane, index))
+        assert segment is not None
         return segment
 
     def _decoded(self, plane: Plane, index: int) -> np.ndarray:
@@ -296,37 +308,6 @@ def _slices(band: MaskWindow, rows: int) -> Iterator[MaskWindow]:
     """The band in slices of so many rows; views, not copies."""
     for top in range(0, band.shape[0], rows):
         yield band.take(slice(top, top + rows), slice(None))
-
-
-class _SegmentCache:
-    """The segments used last, up to a number of bytes; safe to use from several threads."""
-
-    def __init__(self, capacity: int) -> None:
-        self._capacity = capacity
-        self._size = 0
-        self._segments: OrderedDict[tuple[str, int], np.ndarray] = OrderedDict()
-        self._lock = threading.Lock()
-
-    def get(self, key: tuple[str, int]) -> np.ndarray | None:
-        with self._lock:
-            segment = self._segments.get(key)
-            if segment is not None:
-                self._segments.move_to_end(key)
-            return segment
-
-    def put(self, key: tuple[str, int], segment: np.ndarray) -> None:
-        with self._lock:
-            if key in self._segments:
-                return
-            self._segments[key] = segment
-            self._size += segment.nbytes
-            while self._size > self._capacity and len(self._segments) > 1:
-                self._size -= self._segments.popitem(last=False)[1].nbytes
-
-    def clear(self) -> None:
-        with self._lock:
-            self._segments.clear()
-            self._size = 0
 
 
 class ResampledMask(MaskSource):

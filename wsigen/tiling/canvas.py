@@ -13,8 +13,6 @@ import json
 import math
 import os
 import shutil
-import threading
-from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -25,6 +23,7 @@ from zarr.abc.store import Store
 from zarr.codecs import BytesCodec, Crc32cCodec, ZstdCodec
 from zarr.storage import LocalStore, MemoryStore
 
+from wsigen.caching import ArrayCache
 from wsigen.errors import StoreError
 from wsigen.tiling.grid import COLOURS, STAGES, Block, BlockGrid, Colour, Rectangle, Segment, WindowGrid
 
@@ -49,7 +48,7 @@ class Canvas:
         self.grid = layout.grid
         self.run = dict(run)
         self._arrays: dict[Colour, zarr.Array] = {}
-        self._cache = ChunkCache(cache_bytes)
+        self._cache = ArrayCache(cache_bytes)  # done chunks never change
         self._blanks: dict[tuple[Colour, tuple[int, ...]], bytes] = {}
 
     @classmethod
@@ -221,11 +220,8 @@ class Canvas:
         return pieces
 
     def _chunk(self, block: Block, colour: Colour, require: bool) -> np.ndarray | None:
-        cached = self._cache.get((block, colour))
-        if cached is not None:
-            return cached
         try:
-            chunk = self._decode(block, colour)
+            chunk = self._cache.get((block, colour), lambda: self._decode(block, colour))
         except StoreError:
             if require:
                 raise
@@ -233,8 +229,6 @@ class Canvas:
         if chunk is None and require:
             self._require_store()
             raise StoreError(f"{self._file(block, colour)}: missing, though it should be painted; render again")
-        if chunk is not None:
-            self._cache.put((block, colour), chunk)
         return chunk
 
     def _decode(self, block: Block, colour: Colour) -> np.ndarray | None:
@@ -322,40 +316,6 @@ class CanvasPanels:
         if self._canvas.is_blank(part, self._glass_rgb):
             return np.broadcast_to(np.array(self._glass_rgb, np.uint8), (height, width, 3))
         return self._canvas.read_region(*part, require=True)[0]
-
-
-class ChunkCache:
-    """Decoded chunks, the least recently used dropped first. Done chunks never change, so none is ever stale."""
-
-    def __init__(self, limit: int) -> None:
-        self._limit = limit
-        self._size = 0
-        self._chunks: OrderedDict[Any, np.ndarray] = OrderedDict()
-        self._lock = threading.Lock()
-
-    def get(self, key: Any) -> np.ndarray | None:
-        """Return a chunk, None if it is not held."""
-        with self._lock:
-            if key in self._chunks:
-                self._chunks.move_to_end(key)
-            return self._chunks.get(key)
-
-    def put(self, key: Any, chunk: np.ndarray) -> None:
-        """Hold a chunk unless it alone exceeds the limit."""
-        if chunk.nbytes > self._limit:
-            return
-        with self._lock:
-            if key not in self._chunks:
-                self._size += chunk.nbytes
-            self._chunks[key] = chunk
-            while self._size > self._limit:
-                self._size -= self._chunks.popitem(last=False)[1].nbytes
-
-    def clear(self) -> None:
-        """Drop everything."""
-        with self._lock:
-            self._chunks.clear()
-            self._size = 0
 
 
 def _within_chunk(run: Segment, length: int) -> tuple[int, slice]:
