@@ -27,8 +27,8 @@ def ceil_div(a: int, b: int) -> int:
 
 
 def padded_channels(channels: int) -> int:
-    """Channels of a map of so many, with one of ones, filled up to a multiple of eight, as matrix units want."""
-    return ceil_div(channels + 1, 8) * 8
+    """Channels to fill a convolution's input up to: a multiple of eight to 32, of 64 beyond, as matrix units want."""
+    return ceil_div(channels, 8) * 8 if channels <= 32 else ceil_div(channels, 64) * 64
 
 
 def on(x: Tensor) -> AbstractContextManager:
@@ -99,6 +99,7 @@ class ProjectCut:
     lanes: bool  # how it takes moments: see norm_triton.add_moments
 
     @classmethod
-    def of(cls, channels: int) -> ProjectCut:
-        """Choose for so many channels of the result."""
-        return cls(128, min(128, max(16, next_power_of_2(channels))), 8, 3, False)
+    def of(cls, channels: int, depth: int) -> ProjectCut:
+        """Choose for so many channels of the result and of the input (measured on an H200, at the network's shapes)."""
+        width = min(64, max(16, next_power_of_2(channels)))
+        return cls(64, width, 4, 3, True) if channels <= 64 and depth <= 128 else cls(128, width, 4, 3, False)

@@ -189,7 +189,7 @@ def merge(
     skip, skip_stride = (None, 0) if skip is None else by_pixel(skip)
     behind = 0 if skip is None else skip.shape[1]
     weight = weight.reshape(channels, x.shape[1] + behind).contiguous()
-    cut = ProjectCut.of(channels)
+    cut = ProjectCut.of(channels, weight.shape[1])
     block_k = 64 if x.shape[1] % 64 == 0 and behind % 64 == 0 else 32
     project_kernel[(ceil_div(channels, cut.channels) * batch * slices.count,)](
         h, bias, x, skip, weight, out, moments, height * width, slices.pixels, slices.count,

@@ -130,7 +130,7 @@ def _slice_moments(moments_ptr, image, slices, row, channel, inside, C: tl.const
 def coefficients_kernel(
     moments_ptr,  # (B, S, 2, C1): of the input
     skip_moments_ptr,  # (B, S, 2, C - C1): of the tensor concatenated behind it
-    x_bias_ptr,  # (C1,): what is added to the input before the norm
+    x_bias_ptr,  # (C,): what is to be added to the input before the norm
     weight_ptr,
     bias_ptr,  # (C,)
     scale_ptr,
@@ -177,7 +177,7 @@ def coefficients_kernel(
         m2 = tl.where(of_skip, m22, m2)
     x_bias = tl.zeros([BLOCK_D], dtype=tl.float32)
     if HAS_X_BIAS:
-        x_bias = tl.load(x_bias_ptr + channel, mask=in_d & (channel < C1), other=0.0).to(tl.float32)
+        x_bias = tl.load(x_bias_ptr + channel, mask=in_d, other=0.0).to(tl.float32)
         mean += x_bias[None, :]
 
     count = tl.where(in_s, tl.minimum(slice_pixels, image_pixels - row * slice_pixels), 0).to(tl.float32)

@@ -179,19 +179,21 @@ def _(qkv, heads):  # type: ignore[no-untyped-def]
     return empty_by_pixel((batch, packed // 3, height, width), qkv)
 
 
-@torch.library.custom_op("wsigen::gather", mutates_args=(), schema="(Tensor[] images, int patch) -> Tensor")
-def gather(images, patch):  # type: ignore[no-untyped-def]
-    """Concatenate images as patches, with ones: see :func:`wsigen_kernels.patches_triton.gather`."""
+@torch.library.custom_op(
+    "wsigen::gather", mutates_args=(), schema="(Tensor[] images, int patch, bool ones=False) -> Tensor"
+)
+def gather(images, patch, ones=False):  # type: ignore[no-untyped-def]
+    """Concatenate images as patches: see :func:`wsigen_kernels.patches_triton.gather`."""
     from wsigen_kernels import patches_triton
 
     with on(images[0]):
-        return patches_triton.gather(images, patch)
+        return patches_triton.gather(images, patch, ones)
 
 
 @gather.register_fake
-def _(images, patch):  # type: ignore[no-untyped-def]
+def _(images, patch, ones=False):  # type: ignore[no-untyped-def]
     batch, _, height, width = images[0].shape
-    channels = padded_channels(sum(image.shape[1] for image in images) * patch**2)
+    channels = padded_channels(sum(image.shape[1] for image in images) * patch**2 + ones)
     return empty_by_pixel((batch, channels, height // patch, width // patch), images[0])
 
 

@@ -1,9 +1,9 @@
 """Triton kernels at the two ends of the network: pixels to patches, and patches to pixels.
 
 The network works on patches of p x p pixels, whose values are channels (pixel unshuffle, Shi et al. 2016, backwards).
-Going in, several images are concatenated, unshuffled and cast to one map, whose channels are filled up to a multiple
-of eight, as matrix units want, with one channel of ones and zeros behind it: the convolution that follows keeps its
-bias among its weights. Coming out, the bias is added on the way.
+Going in, several images are concatenated and unshuffled to one map, whose channels are filled up as matrix units want:
+with zeros, and in front of them, if asked for, with ones, so that the convolution that follows can keep its bias among
+its weights. Coming out, the bias is added on the way.
 """
 
 from __future__ import annotations
@@ -40,6 +40,7 @@ def gather_kernel(
     D: tl.constexpr,
     K: tl.constexpr,
     PATCH: tl.constexpr,
+    ONES: tl.constexpr,
     BLOCK_P: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):
@@ -62,7 +63,8 @@ def gather_kernel(
         value += _load(c_ptr, image, pixels, at, channel - (A + B), inside, C)
     if D > 0:
         value += _load(d_ptr, image, pixels, at, channel - (A + B + C), inside, D)
-    value = tl.where((k == (A + B + C + D) * PATCH * PATCH)[None, :], 1.0, value)
+    if ONES:
+        value = tl.where((k == (A + B + C + D) * PATCH * PATCH)[None, :], 1.0, value)
     to = out_ptr + image * patches * K + (patch * K)[:, None] + k[None, :]
     tl.store(to, value.to(out_ptr.dtype.element_ty), mask=inside)
 
@@ -96,10 +98,10 @@ def scatter_kernel(
     tl.store(to, value.to(out_ptr.dtype.element_ty), mask=inside)
 
 
-def gather(images: list[Tensor], patch: int) -> Tensor:
-    """Concatenate 1 to 4 images (B, C_i, H, W) as patches, with ones: (B, padded_channels(n), H / p, W / p).
+def gather(images: list[Tensor], patch: int, ones: bool = False) -> Tensor:
+    """Concatenate 1 to 4 images (B, C_i, H, W) as patches: (B, padded_channels(n), H / p, W / p), channels_last.
 
-    H and W are multiples of ``patch``, n is ``patch² * sum(C_i)``; the result is channels_last.
+    H and W are multiples of ``patch``. n is ``patch² * sum(C_i)``, and one more with ``ones``, a channel of which.
     """
     if not 1 <= len(images) <= INPUTS:
         raise ValueError(f"{len(images)} images; from 1 to {INPUTS} can be gathered")
@@ -108,11 +110,20 @@ def gather(images: list[Tensor], patch: int) -> Tensor:
     channels = [image.shape[1] for image in images]
     parts += [None] * (INPUTS - len(parts))
     channels += [0] * (INPUTS - len(channels))
-    padded = padded_channels(sum(channels) * patch * patch)
+    padded = padded_channels(sum(channels) * patch * patch + ones)
     out = empty_by_pixel((batch, padded, height // patch, width // patch), images[0])
     patches = (height // patch) * (width // patch)
     gather_kernel[(ceil_div(patches, _BLOCK), batch)](
-        *parts, out, height, width, *channels, K=padded, PATCH=patch, BLOCK_P=_BLOCK, BLOCK_K=next_power_of_2(padded)
+        *parts,
+        out,
+        height,
+        width,
+        *channels,
+        K=padded,
+        PATCH=patch,
+        ONES=ones,
+        BLOCK_P=_BLOCK,
+        BLOCK_K=next_power_of_2(padded),
     )
     return out
 

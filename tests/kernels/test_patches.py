@@ -19,17 +19,19 @@ def randn(*shape, seed=0, dtype=torch.float32, device="cpu"):
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(device, dtype)
 
 
-@pytest.mark.parametrize("patch", [1, 2, 4])
-@pytest.mark.parametrize("channels", [(3,), (3, 3, 1), (3, 1, 5, 2)])
-def test_images_become_patches_with_ones_behind(device, dtype, poisoned, patch, channels):
+@pytest.mark.parametrize("ones", [False, True])
+@pytest.mark.parametrize(("patch", "channels"), [(1, (3,)), (2, (3, 3, 1)), (2, (3, 1, 5, 2)), (4, (3, 3, 1))])
+def test_images_become_patches(device, dtype, poisoned, patch, channels, ones):
     images = [randn(2, n, 8, 12, seed=n, dtype=dtype, device=device) for n in channels]
     images[0] = images[0].contiguous(memory_format=torch.channels_last)
-    got = ops.gather(images, patch)
+    got = ops.gather(images, patch, ones)
     expected = F.pixel_unshuffle(torch.cat(images, dim=1), patch)
-    known = expected.shape[1]
-    assert got.shape == (2, padded_channels(known), 8 // patch, 12 // patch) and got.shape[1] % 8 == 0
-    assert torch.equal(got[:, :known], expected) and got.is_contiguous(memory_format=torch.channels_last)
-    assert (got[:, known] == 1).all() and not got[:, known + 1 :].any()
+    if ones:
+        expected = torch.cat([expected, torch.ones_like(expected[:, :1])], dim=1)
+    filled = expected.shape[1]
+    assert got.shape == (2, padded_channels(filled), 8 // patch, 12 // patch) and got.shape[1] % 8 == 0
+    assert torch.equal(got[:, :filled], expected) and not got[:, filled:].any()
+    assert got.is_contiguous(memory_format=torch.channels_last)
 
 
 @pytest.mark.parametrize("patch", [1, 2])

@@ -50,15 +50,14 @@ class Cache:
 
 @dataclass(frozen=True)
 class Feature:
-    """A feature map (B, C, H, W) in channels_last or in places, and its moments (B, slices, 2, C)."""
+    """A feature map (B, C, H, W) in channels_last or in places, and its moments (B, slices, 2, C).
+
+    ``bias`` (C,) is still to be added to both.
+    """
 
     pixels: Tensor
     moments: Tensor
-
-    @staticmethod
-    def of(pixels: Tensor) -> Feature:
-        """Take the moments of a map."""
-        return Feature(pixels, ops.moments(pixels))
+    bias: Tensor | None = None
 
 
 def serves(unet: UNet, x: Tensor) -> bool:
@@ -70,34 +69,42 @@ def serves(unet: UNet, x: Tensor) -> bool:
 
 def prepare(unet: UNet, planes: Tensor) -> Cache:
     """Compute what every step with these ``planes`` (B, P, H, W) needs."""
-    pyramid = unet.mask_pyramid(ops.gather([planes], unet.config.patch), 1)
+    pyramid = unet.mask_pyramid(ops.gather([planes], unet.config.patch, ones=True), 1)
     modulations = []
     for norm, level in unet.spade_norms():
         hidden = F.conv2d(pyramid[level], _with_bias(norm.shared, pyramid[level].shape[1]), padding=1).relu_()
         gamma, beta = F.conv2d(hidden, norm.gamma_beta.weight, padding=1).chunk(2, dim=1)
         modulations.append((gamma, beta, norm.gamma_beta.bias))
     doubling: list[ResBlock] = [stage.block for stage in unet.decoder if stage.upsamples]  # type: ignore[misc]
-    weight = unet.conv_out.weight
+    first, last = unet.conv_in.weight, unet.conv_out.weight
     return Cache(
         modulations,
-        _with_bias(unet.conv_in, padded_channels(unet.conv_in.in_channels)),
-        F.pad(weight, (0, 0, 0, 0, 0, 0, 0, -len(weight) % 8)).contiguous(memory_format=torch.channels_last),
+        _padded(first, inputs=padded_channels(first.shape[1])),
+        _padded(last, outputs=padded_channels(len(last))),
         {block: phase_weights(block.conv_in.weight) for block in doubling},
     )
 
 
 def _with_bias(conv: nn.Conv2d, channels: int) -> Tensor:
     """Weights of a 3 x 3 convolution over ``channels``, of which the first unknown to it is one everywhere."""
-    weight = F.pad(conv.weight, (0, 0, 0, 0, 0, channels - conv.in_channels))
+    weight = _padded(conv.weight, inputs=channels)
     assert conv.bias is not None
     weight[:, conv.in_channels, 1, 1] = conv.bias
-    return weight.contiguous(memory_format=torch.channels_last)
+    return weight
+
+
+def _padded(weight: Tensor, outputs: int = 0, inputs: int = 0) -> Tensor:
+    """Weights (O, I, 3, 3) filled up with zeros to so many channels, channels_last; a copy."""
+    more_out, more_in = max(0, outputs - weight.shape[0]), max(0, inputs - weight.shape[1])
+    padded = F.pad(weight, (0, 0, 0, 0, 0, more_in, 0, more_out))
+    return padded.clone(memory_format=torch.channels_last)
 
 
 def forward(unet: UNet, inputs: list[Tensor], emb: Tensor, cache: Cache) -> Tensor:
     """Map the inputs, (B, C_i, H, W) each, to the prediction; ``emb`` (B, time_dim) is activated already."""
     patch, modulations = unet.config.patch, iter(cache.modulations)
-    h = Feature.of(F.conv2d(ops.gather(inputs, patch), cache.conv_in, padding=1))
+    first = F.conv2d(ops.gather(inputs, patch), cache.conv_in, padding=1)
+    h = Feature(first, ops.moments(first), unet.conv_in.bias)
     skips = [h]
     for stage in unet.encoder:
         h = _stage(stage, h, None, emb, None)
@@ -138,14 +145,17 @@ def _res_block(
         h = upsample_places(h, phases)
     else:
         h = F.conv2d(h, block.conv_in.weight, padding=1)
-    taken = Feature(h, ops.moments(h, phased))
-    h = _norm(block.norm_out, taken, None, modulations, block.time(emb), block.conv_in.bias, phased=phased)
+    taken = Feature(h, ops.moments(h, phased), block.conv_in.bias)
+    h = _norm(block.norm_out, taken, None, modulations, block.time(emb), phased=phased)
     h = F.conv2d(h, block.conv_out.weight, padding=1)
-    bias, weight = block.conv_out.bias, None
+    bias, weight, before = block.conv_out.bias, None, _bias(x, skip)
+    assert bias is not None
     if isinstance(block.skip, nn.Conv2d):
         weight = block.skip.weight
-        assert bias is not None and block.skip.bias is not None
+        assert block.skip.bias is not None
         bias = bias + block.skip.bias
+        before = None if before is None else weight[:, :, 0, 0] @ before
+    bias = bias if before is None else bias + before
     behind = None if skip is None else skip.pixels
     return Feature(*ops.merge(h, bias, x.pixels, behind, weight, resample))
 
@@ -156,7 +166,6 @@ def _norm(
     skip: Feature | None,
     modulations: Iterator[Modulation] | None,
     scale_shift: Tensor | None = None,
-    x_bias: Tensor | None = None,
     resample: int = SAME,
     phased: bool = False,
 ) -> Tensor:
@@ -170,7 +179,7 @@ def _norm(
         x.moments,
         None if skip is None else skip.moments,
         norm.groups,
-        x_bias,
+        _bias(x, skip),
         weight,
         bias,
         gamma,
@@ -183,6 +192,15 @@ def _norm(
         map_bias,
         phased,
     )
+
+
+def _bias(x: Feature, skip: Feature | None) -> Tensor | None:
+    """What is still to be added to x and skip concatenated, None if nothing."""
+    parts = [x] if skip is None else [x, skip]
+    if all(part.bias is None for part in parts):
+        return None
+    biases = [part.pixels.new_zeros(part.pixels.shape[1]) if part.bias is None else part.bias for part in parts]
+    return torch.cat(biases) if len(biases) > 1 else biases[0]
 
 
 def _affine_norm(norm: AffineNorm, x: Feature, silu: bool = True) -> Tensor:
