@@ -82,7 +82,7 @@ def evaluate_patches(**options: Any) -> None:
 @click.option("--overlap", type=click.IntRange(0), help="[default: from the record beside the slide]")
 @click.option("--control", type=PATH, help="A real slide, whose seams on the same grid are the control.")
 @click.option("--data", type=PATH, help="Training folder, for distances and stain against its held-out side.")
-@click.option("--index", type=PATH, help="Index of training patches, for near-copies.")
+@click.option("--index", type=PATH, help="Index of training patches, for near-copies. [default: ships]")
 @click.option("--features", default="colon-features", show_default=True)
 @click.option("--segmenter", default="colon-segmenter", show_default=True)
 @click.option("--sites", type=click.IntRange(20), default=2000, show_default=True, help="Places along borders.")

@@ -27,7 +27,7 @@ from wsigen.evaluation.material import (
     real_patches,
 )
 from wsigen.evaluation.memorisation import WINDOW, TrainingIndex, centre, pixel_similarity, template_side
-from wsigen.evaluation.networks import FeatureNetwork, SegmentationNetwork
+from wsigen.evaluation.networks import FEATURES, SEGMENTER, FeatureNetwork, SegmentationNetwork
 from wsigen.evaluation.report import Report, Section, sheet
 from wsigen.evaluation.stain import BINS, CHANNELS, StainStatistics
 from wsigen.models.nasdm import NasdmModel
@@ -47,8 +47,8 @@ class PatchEvaluation:
     out: Path
     model: str = ""
     samples: Path | None = None  # published samples in place of a model
-    features: str = "colon-features"
-    segmenter: str = "colon-segmenter"
+    features: str = FEATURES
+    segmenter: str = SEGMENTER
     count: int = 1000
     window: int | None = None
     paint: PaintOptions = field(default_factory=PaintOptions)

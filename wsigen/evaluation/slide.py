@@ -18,8 +18,8 @@ from wsigen.evaluation.distances import frechet_distance, kernel_distance
 from wsigen.evaluation.features import describe
 from wsigen.evaluation.fidelity import FidelityScores, Found, Matching, find_nuclei, instances_of, match
 from wsigen.evaluation.material import real_patches
-from wsigen.evaluation.memorisation import WINDOW, TrainingIndex
-from wsigen.evaluation.networks import FeatureNetwork, SegmentationNetwork
+from wsigen.evaluation.memorisation import SHIPPED_INDEX, WINDOW, TrainingIndex
+from wsigen.evaluation.networks import FEATURES, SEGMENTER, FeatureNetwork, SegmentationNetwork
 from wsigen.evaluation.report import Report, Section
 from wsigen.evaluation.seams import SeamScores, seam_scores
 from wsigen.evaluation.slides import SlidePixels
@@ -46,9 +46,9 @@ class SlideEvaluation:
     overlap: int | None = None
     control: Path | None = None  # a real slide, for its seams on the same grid
     data: Path | None = None  # a training folder, for real patches
-    segmenter: str = "colon-segmenter"
-    features: str = "colon-features"
-    index: Path | None = None
+    segmenter: str = SEGMENTER
+    features: str = FEATURES
+    index: Path | None = None  # None: the one that ships, where the features are those that ship
     sites: int = 2000
     count: int = 1000
     seed: int = 0
@@ -72,14 +72,14 @@ def evaluate_slide(settings: SlideEvaluation, progress: Progress = lambda what, 
         report = Report(settings.out, f"{settings.slide.name} against its mask", command, settings.overwrite)
         report.add(_fidelity(settings, slide, mask, segmenter, device, report, progress))
         report.add(_seams(settings, slide, window, overlap))
-        if settings.data is not None or settings.index is not None:
+        index = settings.index or (SHIPPED_INDEX if settings.features == FEATURES else None)
+        if settings.data is not None or index is not None:
             network = FeatureNetwork.from_pretrained(settings.features).to(device)
             if settings.data is not None:
                 for section in _against_real(settings, slide, network, device):
                     report.add(section)
-            if settings.index is not None:
-                found = audit(slide, TrainingIndex.load(settings.index), network, device, settings.count, settings.seed)
-                report.add(Section("memorisation", "Near-copies", AUDIT_SAYS, [found.row()]))
+            if index is not None:
+                report.add(_near_copies(settings, slide, TrainingIndex.load(index), network, device))
     return report
 
 
@@ -298,10 +298,24 @@ class Audit:
         }
 
 
+def _near_copies(
+    settings: SlideEvaluation, slide: SlidePixels, index: TrainingIndex, network: FeatureNetwork, device: torch.device
+) -> Section:
+    section = Section("memorisation", "Near-copies", AUDIT_SAYS)
+    try:
+        section.rows = [audit(slide, index, network, device, settings.count, settings.seed).row()]
+    except SlideError as error:  # too little tissue: the rest of the report stands
+        section.notes = [f"{error}."]
+    return section
+
+
 def audit(
     slide: SlidePixels, index: TrainingIndex, network: FeatureNetwork, device: torch.device, count: int, seed: int
 ) -> Audit:
-    """Look up a slide's patches in the index of training patches. SettingsError where index and network do not fit."""
+    """Look up a slide's patches in the index of training patches.
+
+    Raises SettingsError where index and network do not fit, SlideError where the slide shows too little tissue.
+    """
     if index.network != network.config.name or index.features.shape[1] != network.config.channels[-1]:
         raise SettingsError(f"the index was made with {index.network}, not {network.config.name}; give that network")
     distance, _ = index.nearest(network, tissue_patches(slide, index.window, count, seed), device)
