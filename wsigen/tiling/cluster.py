@@ -29,6 +29,7 @@ from wsigen.tiling.studio import LOADERS, TaskResult, fixed_threads, lanes_for, 
 from wsigen.tiling.workshop import Job, Workshop
 
 TASKS_PER_PROCESS = 3  # one reads, one paints, one writes
+TASKS_PER_GPU = 6  # a batch takes it less time than its task takes to be read and written
 RETRIES = 3  # of a task whose worker died or whose file system failed
 CONNECT_SECONDS = 20
 QUIET = {"DASK_LOGGING__DISTRIBUTED": "critical"}  # what goes wrong in a worker is told by the one line of its error
@@ -114,19 +115,19 @@ class _LocalPainters:
 
     live = True
 
-    def __init__(self, workshop: Workshop, executor: ThreadPoolExecutor) -> None:
-        self.workshop, self.executor = workshop, executor
+    def __init__(self, workshop: Workshop, executor: ThreadPoolExecutor, capacity: int) -> None:
+        self.workshop, self.executor, self.capacity = workshop, executor, capacity
         self.lanes = workshop.crew.lanes
-        self.capacity = tasks_at_once(self.lanes)
 
     @classmethod
     @contextmanager
     def open(cls, device: str) -> Iterator[_LocalPainters]:
         crew = new_crew(device)
         workshop = Workshop(crew)
-        with fixed_threads(), ThreadPoolExecutor(tasks_at_once(crew.lanes), "wsigen-task") as executor:
+        capacity = tasks_at_once(device, crew.lanes)
+        with fixed_threads(), ThreadPoolExecutor(capacity, "wsigen-task") as executor:
             try:
-                yield cls(workshop, executor)
+                yield cls(workshop, executor, capacity)
             finally:
                 workshop.close()
 
@@ -205,7 +206,7 @@ class _DaskPainters:
         lanes = lanes_for(device, workers)
         loaders = new_loaders(workers)
         with (
-            local_cluster(device, workers, tasks_at_once(lanes)) as cluster,
+            local_cluster(device, workers, tasks_at_once(device, lanes)) as cluster,
             Client(cluster.scheduler_address, set_as_default=False) as client,
         ):
             plugin = WorkshopPlugin("wsigen", lanes, loaders)
@@ -280,9 +281,9 @@ def _address(client: Client) -> str:
     return str(client.scheduler.address) if client.scheduler is not None else "the cluster"
 
 
-def tasks_at_once(lanes: int) -> int:
+def tasks_at_once(device: str, lanes: int) -> int:
     """Tasks in flight in one process."""
-    return TASKS_PER_PROCESS + lanes - 1
+    return TASKS_PER_GPU if torch.device(device).type == "cuda" else TASKS_PER_PROCESS + lanes - 1
 
 
 def new_loaders(processes: int) -> int:

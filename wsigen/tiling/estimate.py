@@ -34,7 +34,7 @@ PROCESS_BYTES = 700 << 20  # Python, torch and the libraries of a process on a C
 CUDA_PROCESS_BYTES = 3 << 30  # with CUDA's, and page-locked buffers
 CUDA_CONTEXT_BYTES = 700 << 20
 WORKSPACE = 1.25  # share that convolutions and the allocator's gaps add to what lives
-WINDOW_BYTES_PER_PIXEL = 12  # a loaded window: masks 4, context 3, known 1, pixels that come back 3, glass 1
+WINDOW_BYTES_PER_PIXEL = 14  # a loaded window: masks with what is around 7, context 3, known 1, pixels that come back 3
 CANVAS_SHARE = 0.9  # of a byte that zstd leaves of a painted one
 SLIDE_BYTES_PER_PIXEL = 0.8  # JPEG at quality 87 of textured tissue, all levels; 0.6 was measured at most
 ENCODER_PANELS = 8  # panels that are read, encoded or gathered at a time
@@ -118,7 +118,7 @@ def _process_bytes(spec: PaintSpec, cost: BatchCost, layout: BlockGrid, lanes: i
     caches = CACHE_BYTES + MASK_CACHE_BYTES
     model = 0 if on_gpu else int(cost.weight_bytes + lanes * WORKSPACE * cost.work_bytes)
     base = CUDA_PROCESS_BYTES if on_gpu else PROCESS_BYTES
-    return base + caches + model + tasks_at_once(lanes) * (task + chunk)
+    return base + caches + model + tasks_at_once(spec.device, lanes) * (task + chunk)
 
 
 def refuse_what_does_not_fit(projection: Projection, spec: PaintSpec, canvas: Path, slide: Path, workers: int) -> None:
