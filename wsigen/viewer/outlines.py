@@ -108,7 +108,7 @@ class OutlineOverlay(Overlay):
     ) -> None:
         kind = int(self._kinds(np.array([polygon]))[0])
         for index, ring in enumerate(self._rings(polygon)):
-            points = [(float(px), float(py)) for px, py in ring / scale - corner]
+            points = [(float(px), float(py)) for px, py in ring / scale - corner - 0.5]  # pixels are counted at middles
             if drawing == "outline":
                 draw.line([*points, points[0]], fill=kind, width=LINE)
             else:

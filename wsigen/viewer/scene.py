@@ -107,7 +107,7 @@ class Scene:
         return {
             "token": self.token,
             "tiles": "png" if self.settings.lossless else "jpg",
-            "pictures": [self._live_picture()] * (self.live is not None)
+            "pictures": ([self._live_picture()] if self.live is not None else [])
             + [self._picture(name, tiles) for name, tiles in self.slides.items()],
             "overlays": [self._overlay(name, overlay) for name, overlay in self.overlays.items()],
         }

@@ -218,7 +218,7 @@ class _Viewer:
         live, body = self._live(), await _body(request)
         seed, steps = _whole(body, "seed", 0, (1 << 53) - 1), _whole(body, "steps", 1, MOST_STEPS)
         style = body.get("style")
-        if style not in live.styles:
+        if not isinstance(style, str) or style not in live.styles:
             raise HTTPException(400, f"style: must be one of {', '.join(live.styles)}")
         await self._worked(partial(live.choose, seed, style, steps))
         return _fresh({"ok": True})
