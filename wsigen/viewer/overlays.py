@@ -23,6 +23,7 @@ from wsigen.viewer.tiles import tile_box
 Drawing = Literal["fill", "outline"]
 NEAR = (32, 96, 320)  # px around a click, tried in turn until a nucleus is whole
 OUTLINE_VERTICES = 4000
+LINE = 2  # pixels of an outline at level 0, inside the nucleus; 1 at coarser levels
 
 
 @dataclass(frozen=True)
@@ -115,12 +116,15 @@ class MaskOverlay(Overlay):
         if not self.near(level):
             classes, nuclei, _ = self.charted(level, x, y, width, height)
             return Marks(classes, np.minimum(nuclei.astype(np.uint16) * 2, 255).astype(np.uint8))
-        margin = 1 if drawing == "outline" else 0
+        margin = LINE if drawing == "outline" else 0
         classes, labels = self._sampled(level, x - margin, y - margin, width + 2 * margin, height + 2 * margin)
         if drawing == "fill":
             return Marks(classes, np.full(classes.shape, 255, np.uint8))
-        edges = instance_edges(labels)[1:-1, 1:-1]
-        return Marks(classes[1:-1, 1:-1], edges * np.uint8(255))
+        edges = instance_edges(labels)
+        if level == 0:
+            edges = ndimage.binary_dilation(edges)
+        inner = np.s_[LINE:-LINE, LINE:-LINE]
+        return Marks(classes[inner], edges[inner].astype(np.uint8) * np.uint8(255))
 
     def charted(self, level: int, x: int, y: int, width: int, height: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Class, share of nuclei and share of tissue from the chart: uint8 (height, width) each."""

@@ -211,6 +211,7 @@ class LiveSlide:
             "seed": spec.seed,
             "style": spec.style.name,
             "steps": spec.num_inference_steps,
+            "looking": look is not None,
             "windows": needed,
             "painted": needed - missing,
             "too_large": too_large,

@@ -88,6 +88,8 @@ export class Live {
     } else if (status.too_large) {
       this.chip("preview", "preview");
       text.textContent = "Zoom in to paint: this is more than can be painted in good time.";
+    } else if (!status.looking) {
+      this.chip("preview", "preview");
     } else if (status.windows === 0) {
       this.chip("painted", "painted");
       text.textContent = "Nothing to paint here.";

@@ -59,7 +59,7 @@ export class Measure {
     if (!this.viewer.world.getItemCount()) return;
     if (this.mpp) {
       const now = UM_AT_1X / (this.pixels() * this.mpp);
-      this.now.textContent = `${now >= 9.95 ? Math.round(now) : now.toPrecision(2)}×`;
+      this.now.textContent = `${now >= 9.95 ? Math.round(now) : Number(now.toPrecision(2))}×`;
     } else {
       this.now.textContent = `1:${this.pixels().toPrecision(2)}`;
     }

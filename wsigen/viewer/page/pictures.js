@@ -26,6 +26,10 @@ export function pictureSource({ levels, url, transparent = false }) {
     const scale = 2 ** (finest - level) / levels[0][0];
     return new OpenSeadragon.Rect(x * TILE * scale, y * TILE * scale, w * scale, h * scale);
   };
+  // Tiles that do not overlap are stretched by a pixel against seams, which blurs them. Where pixels of the slide and of
+  // the screen coincide there are no seams.
+  source.item = null;
+  Object.defineProperty(source, "tileOverlap", { get: () => (source.item && isSharp(source.item) ? 1 : 0) });
   source.getTileUrl = (level, x, y) => url(finest - level, x, y);
   source.getTileHashKey = (level, x, y) => `${number}/${level}/${x}_${y}`;
   source.hasTransparency = () => transparent;
@@ -73,7 +77,7 @@ export function makeViewer(element, options) {
     maxTilesPerFrame: 8,
     maxImageCacheCount: 800,
     maxZoomPixelRatio: 16,
-    minZoomImageRatio: 0.6,
+    minZoomImageRatio: 0.1,
     visibilityRatio: 0.15,
     animationTime: 0.5,
     blendTime: 0,
@@ -83,6 +87,8 @@ export function makeViewer(element, options) {
     gestureSettingsTouch: { clickToZoom: false, dblClickToZoom: true },
     ...options,
   });
+  viewer.world.addHandler("add-item", ({ item }) => { item.source.item = item; });
+  viewer.addHandler("animation-finish", () => settle(viewer));
   viewer.addHandler("tile-invalidated", async (event) => {
     if (!event.tile.stale) return;
     event.tile.stale = false;
@@ -94,6 +100,23 @@ export function makeViewer(element, options) {
     }
   });
   return viewer;
+}
+
+// Whether a pixel of the screen is 2^k pixels of a picture.
+function isSharp(item) {
+  const power = Math.log2(item.viewportToImageZoom(item.viewer.viewport.getZoom(true)));
+  return power < 0.5 && Math.abs(power - Math.round(power)) < 1e-6;
+}
+
+// At rest, move the view to whole pixels where that makes it sharp.
+function settle(viewer) {
+  const item = viewer.world.getItemAt(0);
+  if (!item || !isSharp(item)) return;
+  const corner = viewer.viewport.pixelFromPoint(item.getBounds(true).getTopLeft(), true);
+  const off = new OpenSeadragon.Point(corner.x - Math.round(corner.x), corner.y - Math.round(corner.y));
+  if (Math.abs(off.x) + Math.abs(off.y) > 1e-6) {
+    viewer.viewport.panBy(viewer.viewport.deltaPointsFromPixels(off, true), true);
+  }
 }
 
 // Fetch what shows one of the parts again ([x, y, width, height] at level 0; none: everything). Tiles on the screen are
