@@ -270,11 +270,11 @@ def test_a_mask_is_painted_while_one_looks_and_repainted_when_it_changes(page, o
         assert not np.array_equal(other, rendered[1][:400])
 
         before = served.scene.live.view.slide.painter
-        count = int(page.browser.find_elements("css selector", "#legend b")[0].text)
+        count = int(page.js("return document.querySelector('#legend b').textContent"))
         write_mask(own_mask, with_new_nucleus(read_all(own_mask), 430, 300))
         eventually(lambda: served.scene.live.view.overlay.revision == 1)
         eventually(lambda: served.scene.live.view.slide.painter is not before)
-        eventually(lambda: page.browser.find_elements("css selector", "#legend b")[0].text == str(count + 1))
+        eventually(lambda: page.js("return document.querySelector('#legend b').textContent") == str(count + 1))
         page.js("wsigen.stage.left.viewport.goHome(true)")
         eventually(lambda: painted(page), what="the changed mask is painted")
         painter = served.scene.live.view.slide.painter

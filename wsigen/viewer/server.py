@@ -76,11 +76,13 @@ def make_app(scene: Scene, closing: Callable[[], bool] = lambda: False) -> Starl
 
 def listen(port: int | None) -> socket.socket:
     """A socket on the port, by default on DEFAULT_PORT or any free one. Raises SettingsError if the port is taken."""
-    listener = socket.socket()
+    # Named as TCP, or asyncio leaves Nagle's algorithm on and each tile waits 40 ms for an acknowledgement.
+    listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     for candidate in [DEFAULT_PORT, 0] if port is None else [port]:
         try:
             listener.bind((HOST, candidate))
+            listener.listen()  # from now on the browser may come
             return listener
         except OSError:
             continue
