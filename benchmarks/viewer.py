@@ -246,9 +246,10 @@ def report(result: dict[str, Any]) -> None:
     )
     click.echo(
         f"tiles while it paints {_words(live['tiles_while_painting'])}, overlay "
-        f"{_words(live['overlay_while_painting'])}{'' if live['still_painting_then'] else ' (the view was painted before the last of them)'}; painted tiles "
-        f"{_words(live['tiles_painted'])}"
+        f"{_words(live['overlay_while_painting'])}; painted tiles {_words(live['tiles_painted'])}"
     )
+    if not live["still_painting_then"]:
+        click.echo("(the view was painted before the last of the tiles came)")
 
 
 def _words(found: dict[str, float]) -> str:

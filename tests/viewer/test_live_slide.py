@@ -103,6 +103,12 @@ def test_what_is_looked_at_comes_first_and_what_nobody_looks_at_is_not_painted(l
     assert painter.painted == painted
 
 
+def test_what_lies_around_is_painted_in_the_background(live):
+    look_and_wait(live, 200, 150, 200, 150)
+    around = Rectangle(100, 75, 400, 300)
+    eventually(lambda: live.view.slide.painter.to_paint(around)[1] == 0, what="the neighbourhood is painted")
+
+
 def test_a_page_that_closes_cancels_its_work(live):
     eventually(lambda: live.view.slide)
     session = live.join()

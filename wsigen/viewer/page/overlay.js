@@ -6,17 +6,17 @@ import { pictureSource, refresh } from "./pictures.js";
 const MODES = ["off", "outline", "fill"];
 
 export class Overlays {
-  // place(item options): adds a picture over the first one and calls back with its item.
   constructor(stage, overlays, mode) {
     this.stage = stage;
     this.mode = mode;
     this.opacity = 0.8;
     this.set(overlays);
-    this.current = this.overlays[0];
+    this.current = this.overlays.at(-1);  // the one that was asked for, before the mask that is painted
     element("nuclei").hidden = false;
     const choice = element("overlay-choice");
     choice.hidden = this.overlays.length < 2;
     choice.append(...this.overlays.map((one) => new Option(one.name, one.id)));
+    choice.value = this.current.id;
     choice.addEventListener("change", () => this.take(choice.value));
     for (const one of element("modes").children) one.addEventListener("click", () => this.draw(one.dataset.mode));
     element("opacity").addEventListener("input", () => this.fade(element("opacity").value / 100));
