@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -315,8 +316,7 @@ class LiveSlide:
         session.visible = self._blocks(look, look)
         around = self._clipped(look.x - look.width // 2, look.y - look.height // 2, 2 * look.width, 2 * look.height)
         if around is not None and self._windows(around) <= self._most_windows():
-            shown = set(session.visible)
-            session.near = [block for block in self._blocks(around, look) if block not in shown]
+            session.near = self._blocks(around, look)
 
     def _windows(self, part: Rectangle) -> int:
         stride = self.view.plan.grid.stride
@@ -328,15 +328,21 @@ class LiveSlide:
         return self.cache_bytes // (2 * 3 * window * window)
 
     def _blocks(self, part: Rectangle, middle: Rectangle) -> list[Rectangle]:
-        """Blocks that cover a part, those near the middle first; each fills a batch in every stage, or nearly."""
+        """Blocks that a part is cut into, those near the middle first.
+
+        Large ones fill batches, of small ones less is painted in vain once the page has moved on: some batches each.
+        """
         grid, batch = self.view.plan.grid, self.view.plan.spec.batch_size
-        exponent = round(np.log2(max(1.0, np.sqrt(4 * batch) * grid.stride / TILE)))
+        exponent = round(np.log2(max(1.0, np.sqrt(16 * batch) * grid.stride / TILE)))
         side = TILE << min(LARGEST_BLOCK, exponent)
+        columns, rows = -(-part.width // side), -(-part.height // side)
+        xs = [part.x + part.width * i // columns for i in range(columns + 1)]
+        ys = [part.y + part.height * j // rows for j in range(rows + 1)]
         cx, cy = middle.x + middle.width / 2, middle.y + middle.height / 2
         blocks = [
-            Rectangle(x, y, min(side, grid.width - x), min(side, grid.height - y))
-            for y in range(part.y // side * side, part.y + part.height, side)
-            for x in range(part.x // side * side, part.x + part.width, side)
+            Rectangle(left, top, right - left, bottom - top)
+            for top, bottom in pairwise(ys)
+            for left, right in pairwise(xs)
         ]
         return sorted(blocks, key=lambda r: (r.x + r.width / 2 - cx) ** 2 + (r.y + r.height / 2 - cy) ** 2)
 
@@ -360,12 +366,17 @@ class LiveSlide:
     def _reconsider(self) -> None:
         """Give up what is being painted if something else comes first now."""
         current = self._current
-        if current is not None and not any(current in session.visible for session in self._sessions.values()):
-            near = any(current in session.near for session in self._sessions.values())
+        if current is not None and not self._holds(current, lambda session: session.visible):
+            near = self._holds(current, lambda session: session.near)
             waiting = any(self._missing(block) for session in self._sessions.values() for block in session.visible)
             if not near or waiting:
                 self._cancel.set()
         self._condition.notify_all()
+
+    def _holds(self, current: Rectangle, blocks: Callable[[Session], list[Rectangle]]) -> bool:
+        """Whether any of some blocks of a session shares pixels with what is being painted."""
+        parts = (_common(current, block) for session in self._sessions.values() for block in blocks(session))
+        return any(part.width > 0 and part.height > 0 for part in parts)
 
     # The painter's thread
 
@@ -495,6 +506,13 @@ class LiveSlide:
                     self._far.pop((i, j), None)
             for session in self._sessions.values():
                 session.note(part)
+
+
+def _common(a: Rectangle, b: Rectangle) -> Rectangle:
+    """What two rectangles share; without pixels where they share nothing."""
+    left, top = max(a.x, b.x), max(a.y, b.y)
+    right, bottom = min(a.x + a.width, b.x + b.width), min(a.y + a.height, b.y + b.height)
+    return Rectangle(left, top, max(0, right - left), max(0, bottom - top))
 
 
 def _stamp(path: Path) -> tuple[int, int, int] | None:
