@@ -16,6 +16,7 @@ from wsigen_kernels import BackendError
 from wsigen import __version__
 from wsigen.errors import SettingsError, WsigenError
 from wsigen.evaluation.commands import audit, distill, evaluate, study
+from wsigen.viewer.commands import view_command
 
 if TYPE_CHECKING:
     from wsigen.rendering import RenderPlan, RenderResult
@@ -695,5 +696,5 @@ def train(
     click.echo(f"step {result.step} of {result.total_steps}, {result.images} images, {result.seconds:.0f} s")
 
 
-for command in (evaluate, audit, study, distill):
+for command in (evaluate, audit, study, distill, view_command(_shares)):
     main.add_command(command)

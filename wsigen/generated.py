@@ -21,6 +21,7 @@ from PIL import Image
 from wsigen.config import RenderSettings
 from wsigen.errors import MaskError, SettingsError
 from wsigen.masks.slide_mask import SlideMask
+from wsigen.models.nasdm import NasdmModel
 from wsigen.rendering import RenderPlan, plan_render
 from wsigen.slides.label import draw_label
 from wsigen.slides.pyramid import halve, level_sizes
@@ -49,10 +50,11 @@ class GeneratedSlide(openslide.AbstractSlide):
 
     tile_size = TILE
 
-    def __init__(self, plan: RenderPlan, cache_bytes: int = CACHE_BYTES) -> None:
+    def __init__(self, plan: RenderPlan, cache_bytes: int = CACHE_BYTES, model: NasdmModel | None = None) -> None:
+        """``model`` is the plan's, where it is loaded already."""
         super().__init__()
         self.plan = plan
-        self.painter = LivePainter(plan.spec, plan.grid, plan.occupied, cache_bytes)
+        self.painter = LivePainter(plan.spec, plan.grid, plan.occupied, cache_bytes, model)
         self._levels = tuple(level_sizes(plan.grid.width, plan.grid.height))
         self._tiles: OrderedDict[tuple[int, int, int], np.ndarray] = OrderedDict()
         self._tile_bytes = 0

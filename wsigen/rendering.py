@@ -200,12 +200,14 @@ class MaskFacts:
     halo_source: MaskSource = field(compare=False)  # closed: for its planes and sizes
 
     @classmethod
-    def read(cls, mask: str | Path, config: ModelConfig) -> MaskFacts:
-        """Read a mask once, from end to end."""
+    def read(
+        cls, mask: str | Path, config: ModelConfig, watch: Callable[[MaskWindow], None] = lambda band: None
+    ) -> MaskFacts:
+        """Read a mask once, from end to end; ``watch`` sees its bands, from the top down."""
         with SlideMask.open(mask, len(config.classes)) as source:
             target = _target_mpp(source.mpp, config.mpp)
             scaled = resampled_to(source, target)
-            return cls(source.scan(), source.mpp, target, scaled.width, scaled.height, scaled)
+            return cls(source.scan(watch), source.mpp, target, scaled.width, scaled.height, scaled)
 
 
 def plan_render(

@@ -5,13 +5,14 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
+from wsigen.masks.occupancy import Occupancy
 from wsigen.masks.slide_mask import SlideMask
 from wsigen.tiling.canvas import Canvas
 from wsigen.tiling.engine import paint_canvas
-from wsigen.tiling.grid import BlockGrid, Rectangle, WindowGrid
+from wsigen.tiling.grid import BlockGrid, Rectangle, Window, WindowGrid
 from wsigen.tiling.live import LivePainter
 from wsigen.tiling.spec import run_record
-from wsigen.tiling.survey import survey
+from wsigen.tiling.survey import changed_windows, survey
 
 WIDTH, HEIGHT = 330, 260
 GRID = WindowGrid(WIDTH, HEIGHT, 64, 8)
@@ -85,3 +86,47 @@ def test_closing_ends_what_is_under_way(spec):
         painter.close()
         with pytest.raises(InterruptedError):
             running.result()
+
+
+def test_what_is_at_hand_is_told_and_what_is_painted_is_announced(live, slide):
+    heard = []
+    live.on_painted = heard.append
+    assert live.to_paint(Rectangle(0, 0, 60, 60)) == (1, 1)
+    pixels, known = live.at_hand(0, 0, 200, 200)
+    assert not known.any()
+    live.region(0, 0, 60, 60)
+    assert heard == [Window(0, 0)] and live.to_paint(Rectangle(0, 0, 60, 60)) == (1, 0)
+    pixels, known = live.at_hand(0, 0, 200, 200)
+    assert known[:64, :64].all() and known.sum() == 64 * 64
+    assert np.array_equal(pixels[known], slide[:200, :200][known])
+
+
+def test_a_painter_takes_over_what_has_not_changed(live, spec, slide):
+    live.region(0, 0, WIDTH, HEIGHT)
+    other = LivePainter(spec, GRID, live.occupied, model=live.model)
+    try:
+        changed = np.zeros((GRID.rows, GRID.columns), bool)
+        changed[1, 1:3] = True
+        assert other.inherit(live, changed) >= live.painted - 2
+        assert np.array_equal(other.region(0, 0, WIDTH, HEIGHT), slide)
+        assert other.painted == (changed & live.occupied).sum()
+    finally:
+        other.close()
+
+
+def test_a_change_reaches_the_windows_that_see_it(spec):
+    """Marked cell by cell: every window whose conditions hold the cell, and every window that sees such a one."""
+    with SlideMask.open(spec.mask) as mask:
+        for row, column in ((0, 0), (3, 4), (8, 10)):
+            cells = np.zeros((-(-HEIGHT // 32), -(-WIDTH // 32)), bool)
+            cells[row, column] = True
+            found = changed_windows(GRID, mask, Occupancy(cells, WIDTH, HEIGHT), spec.mpp)
+            expected = np.zeros_like(found)
+            halo = 9  # the mask has a tissue plane
+            for window in GRID.windows():
+                for near in (window, *GRID.dependencies(window)):
+                    x, y, width, height = GRID.extent(near)
+                    inside = x - halo < 32 * column + 32 and 32 * column < x + width + halo
+                    expected[window.j, window.i] |= inside and y - halo < 32 * row + 32 and 32 * row < y + height + halo
+            assert not (expected & ~found).any(), "no window is forgotten"
+            assert found.sum() <= expected.sum() + 8, "and few are painted in vain"

@@ -12,7 +12,7 @@ import os
 import threading
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from fractions import Fraction
 from itertools import product
@@ -79,13 +79,14 @@ class MaskSource(ABC):
         inside = self._read_inside(left, top, int(columns.max()) - left + 1, int(rows.max()) - top + 1)
         return inside.take(rows - top, columns - left)
 
-    def scan(self) -> MaskSummary:
+    def scan(self, watch: Callable[[MaskWindow], None] = lambda band: None) -> MaskSummary:
         """Check every pixel and count, in one streaming pass; the result is kept for later calls.
 
-        Raises `MaskError` for a value outside its range, for a mask with neither nuclei nor tissue, and for a class
-        plane that can only be a tissue mask.
+        ``watch`` sees the bands of that pass, from the top down; a later call has no pass to watch. Raises
+        `MaskError` for a value outside its range, for a mask with neither nuclei nor tissue, and for a class plane that
+        can only be a tissue mask.
         """
-        summary = self._summarised()
+        summary = self._summarised(watch)
         self._check_content(summary)
         return summary
 
@@ -108,9 +109,9 @@ class MaskSource(ABC):
             )
         return (list(nuclei) + [0] * count)[:count]
 
-    def _summarised(self) -> MaskSummary:
+    def _summarised(self, watch: Callable[[MaskWindow], None] = lambda band: None) -> MaskSummary:
         if self._summary is None:
-            self._summary = summarise(self.bands(), self.width, self.height, self.class_count)
+            self._summary = summarise(_watched(self.bands(), watch), self.width, self.height, self.class_count)
         return self._summary
 
     def bands(self) -> Iterator[MaskWindow]:
@@ -302,6 +303,12 @@ class SlideMask(MaskSource):
                 f"{self.path}: the tissue plane holds {tissue[row, column]} at pixel ({x + column}, {y + row}); write "
                 "0 for glass, 1 for tissue, 255 for unknown"
             )
+
+
+def _watched(bands: Iterator[MaskWindow], watch: Callable[[MaskWindow], None]) -> Iterator[MaskWindow]:
+    for band in bands:
+        watch(band)
+        yield band
 
 
 def _slices(band: MaskWindow, rows: int) -> Iterator[MaskWindow]:

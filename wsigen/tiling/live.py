@@ -18,6 +18,7 @@ from functools import partial
 import numpy as np
 
 from wsigen.masks.slide_mask import SlideMask, resampled_to
+from wsigen.models.nasdm import NasdmModel
 from wsigen.tiling.batches import Batcher, Load
 from wsigen.tiling.grid import Rectangle, Window, WindowGrid
 from wsigen.tiling.painter import WindowJob
@@ -39,14 +40,23 @@ class LivePainter:
     """Paints regions of the slide of a spec. ``occupied`` is what `survey` found.
 
     Close it when done. On a CPU torch runs each operation on one thread meanwhile, in the whole process, since pixels
-    would differ otherwise.
+    would differ otherwise. ``model`` is the spec's, where it is loaded already; ``on_painted`` hears of each window
+    that is at hand from now on, in any thread.
     """
 
-    def __init__(self, spec: PaintSpec, grid: WindowGrid, occupied: np.ndarray, cache_bytes: int = CACHE_BYTES) -> None:
+    def __init__(
+        self,
+        spec: PaintSpec,
+        grid: WindowGrid,
+        occupied: np.ndarray,
+        cache_bytes: int = CACHE_BYTES,
+        model: NasdmModel | None = None,
+    ) -> None:
         self.spec, self.grid, self.occupied = spec, grid, occupied
         with ExitStack() as stack:
             stack.enter_context(fixed_threads())
-            model = load_model(spec)
+            model = model or load_model(spec)
+            self.model = model
             self._source = SlideMask.open(spec.mask, len(model.config.classes))
             stack.callback(self._source.close)
             self._mask = resampled_to(self._source, spec.mpp)
@@ -62,6 +72,7 @@ class LivePainter:
         self._cache_bytes, self._cached_bytes = cache_bytes, 0
         self._claimed: dict[Window, Future[np.ndarray]] = {}
         self.painted = 0  # windows that went through the model so far
+        self.on_painted: Callable[[Window], None] = lambda window: None
 
     @property
     def glass_rgb(self) -> tuple[int, int, int]:
@@ -91,6 +102,33 @@ class LivePainter:
         windows = list(self.grid.windows(Rectangle(x, y, width, height)))
         with self._lock:
             return all(window in self._cache or not self._occupied(window) for window in windows)
+
+    def at_hand(self, x: int, y: int, width: int, height: int) -> tuple[np.ndarray, np.ndarray]:
+        """What is painted of a region: pixels (height, width, 3) uint8, and which of them are known (height, width)."""
+        part = Rectangle(x, y, width, height)
+        pixels, known = np.zeros((height, width, 3), np.uint8), np.zeros((height, width), bool)
+        for window, owned in self._cached(self.grid.windows(part)).items():
+            target, source = overlap(part, self.grid.owned(window))
+            pixels[target], known[target] = owned[source], True
+        return pixels, known
+
+    def to_paint(self, part: Rectangle) -> tuple[int, int]:
+        """How many windows of a region need the model, and how many of those are not at hand."""
+        windows = [window for window in self.grid.windows(part) if self._occupied(window)]
+        with self._lock:
+            return len(windows), sum(window not in self._cache for window in windows)
+
+    def inherit(self, other: LivePainter, changed: np.ndarray) -> int:
+        """Take over painted windows of a slide that is this one but for ``changed``, bool (rows, columns) of the grid.
+
+        Returns how many. Grids, settings and model must be the same: nothing here can tell.
+        """
+        with other._lock:
+            kept = {window: owned for window, owned in other._cache.items() if not changed[window.j, window.i]}
+        for window, owned in kept.items():
+            if self._occupied(window):
+                self._keep(window, owned, False)
+        return len(kept)
 
     def _occupied(self, window: Window) -> bool:
         return bool(self.occupied[window.j, window.i])
@@ -174,6 +212,7 @@ class LivePainter:
             self._cached_bytes += _bytes_held(owned)
             while self._cached_bytes > self._cache_bytes and len(self._cache) > 1:
                 self._cached_bytes -= _bytes_held(self._cache.popitem(last=False)[1])
+        self.on_painted(window)
 
     def _assembled(self, part: Rectangle, windows: Iterable[Window], have: Pixels) -> np.ndarray:
         pixels = np.empty((part.height, part.width, 3), np.uint8)

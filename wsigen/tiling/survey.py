@@ -11,6 +11,7 @@ import math
 import numpy as np
 
 from wsigen.masks.conditions import GLASS_DEPTH, UNKNOWN_WITHIN_UM
+from wsigen.masks.occupancy import Occupancy
 from wsigen.masks.slide_mask import MaskSource
 from wsigen.masks.summary import MaskSummary
 from wsigen.tiling.canvas import Chunk
@@ -25,6 +26,32 @@ def survey(grid: WindowGrid, mask: MaskSource, summary: MaskSummary, mpp: float)
     columns = _spans(grid.x_axis, halo, summary.width / mask.width)
     rows = _spans(grid.y_axis, halo, summary.height / mask.height)
     return summary.occupancy.touched(columns, rows)
+
+
+def changed_windows(grid: WindowGrid, mask: MaskSource, changed: Occupancy, mpp: float) -> np.ndarray:
+    """Windows whose pixels may differ once a mask has changed in some cells: bool (rows, columns) of the grid.
+
+    A window follows from the mask within it and a halo, and from the windows that it sees. ``changed`` is in pixels of
+    the mask's own file, which must have kept its size.
+    """
+    halo = GLASS_DEPTH + 1 + (0 if mask.has_tissue else math.ceil(UNKNOWN_WITHIN_UM / mpp))
+    columns = _in_file([_extent(grid.x_axis, i) for i in range(grid.columns)], halo, changed.width / mask.width)
+    rows = _in_file([_extent(grid.y_axis, j) for j in range(grid.rows)], halo, changed.height / mask.height)
+    own = changed.touched(columns, rows)
+    return _seen(_seen(own).T).T
+
+
+def _seen(own: np.ndarray) -> np.ndarray:
+    """Spread along the rows: odd windows see those at both sides, even ones see none."""
+    seen = own.copy()
+    odd, right = seen[:, 1::2], own[:, 2::2]
+    odd |= own[:, 0::2][:, : odd.shape[1]]
+    odd[:, : right.shape[1]] |= right
+    return seen
+
+
+def _extent(axis: Axis, i: int) -> tuple[int, int]:
+    return i * axis.stride, i * axis.stride + axis.window
 
 
 def occupied_windows(layout: BlockGrid, chunk: Chunk, occupied: np.ndarray) -> int:
@@ -44,6 +71,11 @@ def windows_by_colour(occupied: np.ndarray) -> dict[Colour, tuple[int, int]]:
 def _spans(axis: Axis, halo: int, ratio: float) -> np.ndarray:
     """Pixels [start, stop) of the mask's file that decide what each window owns: (count, 2) int64."""
     own = [(axis.owned_start(i), axis.owned_start(i) + axis.owned_length(i % 2)) for i in range(axis.count)]
-    spans = np.array(own, np.float64) + np.array([-halo, halo])
+    return _in_file(own, halo, ratio)
+
+
+def _in_file(pixels: list[tuple[int, int]], halo: int, ratio: float) -> np.ndarray:
+    """Pixels [start, stop) of the slide with a halo around them, in pixels of the mask's file: (count, 2) int64."""
+    spans = np.array(pixels, np.float64) + np.array([-halo, halo])
     margin = 0 if ratio == 1 else 2  # of rounding
     return np.stack([np.floor(spans[:, 0] * ratio) - margin, np.ceil(spans[:, 1] * ratio) + margin], 1).astype(np.int64)

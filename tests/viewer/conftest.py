@@ -1,0 +1,81 @@
+"""Scenes with a tiny network of random weights, and Chromium where there is one."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+import wsigen
+from wsigen.config import RenderSettings
+from wsigen.masks.demo import write_demo_mask
+from wsigen.models.config import ModelConfig
+from wsigen.models.nasdm import NasdmModel
+from wsigen.tiling.canvas import Canvas
+
+WIDTH, HEIGHT = 600, 500
+SEED = 4
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory) -> Path:
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("tiny")
+    network = NasdmModel(ModelConfig.preset("tiny"))
+    for parameter in network.parameters():
+        torch.nn.init.normal_(parameter, std=0.1)
+    network.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def demo_mask(tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("masks") / "mask.tif"
+    write_demo_mask(path, WIDTH, HEIGHT, seed=3)
+    return path
+
+
+@pytest.fixture
+def own_mask(demo_mask, tmp_path) -> Path:
+    """A copy that a test may change."""
+    return Path(shutil.copy(demo_mask, tmp_path / "mask.tif"))
+
+
+@pytest.fixture(scope="session")
+def rendered(tiny_model, demo_mask, tmp_path_factory):
+    """A finished slide, and its level 0 before JPEG."""
+    out = tmp_path_factory.mktemp("rendered") / "s.svs"
+    wsigen.render(demo_mask, out, model=str(tiny_model), device="cpu", seed=SEED, keep_canvas=True)
+    return out, Canvas.open(out.with_name("s.svs.canvas")).read_region(0, 0, WIDTH, HEIGHT, require=True)[0]
+
+
+@pytest.fixture(scope="session")
+def painting(tiny_model) -> RenderSettings:
+    return RenderSettings(model=str(tiny_model), device="cpu", seed=SEED)
+
+
+@pytest.fixture(scope="session")
+def chromium():
+    """A headless Chromium, driven by its own driver."""
+    webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
+    binary, driver = (
+        next((path for name in names if (path := shutil.which(name))), None)
+        for names in (("chromium", "chromium-browser", "google-chrome"), ("chromedriver", "chromium-driver"))
+    )
+    if not binary or not driver:
+        pytest.skip("no Chromium with its driver here: apt-get install chromium chromium-driver")
+    options = webdriver.ChromeOptions()
+    options.binary_location = binary
+    for argument in ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"):
+        options.add_argument(argument)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    from selenium.common.exceptions import WebDriverException
+
+    try:
+        browser = webdriver.Chrome(options=options, service=webdriver.ChromeService(driver))
+    except WebDriverException as error:
+        pytest.skip(f"Chromium does not start here: {error.msg}")
+    browser.set_window_size(1440, 1000)
+    browser.set_script_timeout(30)
+    yield browser
+    browser.quit()
