@@ -55,7 +55,7 @@ def write_slide_mask(
     """
     path = Path(path)
     if path.exists() and not overwrite:
-        raise MaskError(f"{path}: already exists; choose another name or allow overwriting")
+        raise MaskError(f"{path}: already exists; replace it with --overwrite, or choose another name")
     if not path.parent.is_dir():
         raise MaskError(f"{path}: the folder {path.parent} does not exist; create it first")
     if width < 1 or height < 1:
