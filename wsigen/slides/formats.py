@@ -114,7 +114,7 @@ def check_target(target: Path, format: SlideFormat, overwrite: bool) -> None:
         if not path.exists():
             continue
         if not overwrite:
-            raise SlideError(f"{path}: exists already; choose another name or allow overwriting")
+            raise SlideError(f"{path}: exists already; replace it with --overwrite, or choose another name")
         if path == target and path.is_dir() != (format.name in ("ome.zarr", "dicom")):
             raise SlideError(f"{path}: is in the way; choose another name")
         if path == target and path.is_dir() and not _is_ours(path, format):

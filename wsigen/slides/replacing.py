@@ -20,7 +20,7 @@ def replacing(path: str | os.PathLike[str], overwrite: bool) -> Iterator[Path]:
     if target.is_dir():
         raise SlideError(f"{target}: is a folder; name a file in it")
     if target.exists() and not overwrite:
-        raise SlideError(f"{target}: exists already; choose another name or allow overwriting")
+        raise SlideError(f"{target}: exists already; replace it with --overwrite, or choose another name")
     partial = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.partial")
     try:
         partial.touch(exist_ok=False)

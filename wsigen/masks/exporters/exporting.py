@@ -117,7 +117,7 @@ def _check_target(target: Path, overwrite: bool) -> None:
     if not target.exists():
         return
     if not overwrite:
-        raise MaskError(f"{target}: already exists; choose another name or allow overwriting")
+        raise MaskError(f"{target}: already exists; replace it with --overwrite, or choose another name")
     if target.is_dir() and not (target / "zarr.json").is_file():
         raise MaskError(f"{target}: is a folder that no export wrote; choose another name")
 

@@ -38,7 +38,7 @@ class ImportSettings:
 def check_target(out: Path, overwrite: bool) -> None:
     """Refuse an existing target, or one in a folder that does not exist, before long work begins."""
     if out.exists() and not overwrite:
-        raise MaskError(f"{out}: already exists; choose another name or allow overwriting")
+        raise MaskError(f"{out}: already exists; replace it with --overwrite, or choose another name")
     if not out.parent.is_dir():
         raise MaskError(f"{out}: the folder {out.parent} does not exist; create it first")
 
