@@ -131,14 +131,14 @@ def test_a_skip_is_normalised_as_if_concatenated(norm, device, own, behind, grou
 def test_ready_moments_a_bias_before_and_another_resolution_behind(device, dtype, poisoned, resample, resampled, spade):
     needs_triton()
     like = {"dtype": dtype, "device": device}
-    x, skip, before = randn(B, C, H, 10, **like), randn(B, 8, H, 10, seed=9, **like), randn(C, seed=5, **like)
+    x, skip, before = randn(B, C, H, 10, **like), randn(B, 8, H, 10, seed=9, **like), randn(C + 8, seed=5, **like)
     given = modulation(not spade, spade, True, C + 8, size=(H, 10), **like)
     formula = {"weight": None, "bias": None, "gamma": None, "beta": None, **given, "silu": True, "eps": 1e-5}
     got = ops.normalise(x, skip, ops.moments(x), ops.moments(skip), GROUPS, before, **formula, resample=resample)
 
     def definition(function, number):
-        behind = skip.to(number)
-        return resampled(function(x.to(number) + before.to(number)[:, None, None], GROUPS, skip=behind, **given))
+        added = before.to(number)[:, None, None]
+        return resampled(function(x.to(number) + added[:C], GROUPS, skip=skip.to(number) + added[C:], **given))
 
     assert_as_good_as(got, definition(group_norm_torch, dtype), definition(reference, torch.float64))
 

@@ -125,7 +125,7 @@ def test_masks_reach_coarser_levels_as_the_configuration_says(resize, expected):
     unet = UNet(replace(NARROW_PAPER, spade_resize=resize), planes=1)
     mask = torch.zeros(1, 1, 32, 32)
     mask[..., ::2, ::2] = 1
-    pyramid = unet._mask_pyramid(mask)
+    pyramid = unet.mask_pyramid(mask, 1)
     assert [level.shape[-1] for level in pyramid] == [32, 16, 8, 4, 2]
     assert torch.all(pyramid[1] == expected)
 
