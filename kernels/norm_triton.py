@@ -389,7 +389,8 @@ def normalise(
 ) -> tuple[Tensor, Tensor]:
     """Normalise with moments taken before; return the result and (B, groups, 2): mean and 1 / std.
 
-    ``x_bias`` (C,) is what is to be added to x and skip, ``map_bias`` (2 C,) to gamma and to beta; ``phased`` as in :func:`moments`, without a skip.
+    ``x_bias`` (C,) is what is to be added to x and skip, ``map_bias`` (2 C,) to gamma and to beta; ``phased`` as in
+    :func:`moments`, without a skip.
     """
     batch, own, height, width = map_shape(x, phased)
     channels = own + (0 if skip is None else skip.shape[1])
