@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from wsigen.masks.synthesis.limits import NucleusLimits
 from wsigen.masks.synthesis.mask_code import LAND, MIDDLE, MaskCode
 
 CLIMB = 32  # pixels; the longest nuclei of the training data reach 36 px from their middle
@@ -24,24 +25,10 @@ HALO = 2 * REACH + HOP + 2
 
 
 @dataclass(frozen=True)
-class NucleusLimits:
-    """Sizes and shapes that nuclei of one class have: px at the model's scale.
-
-    area: least and largest. fill: least share of area over that of the ellipse of the same second moments: 1 for an
-    ellipse, less for shapes with bays or arms. axis: longest half-axis of that ellipse.
-    """
-
-    least_area: float = 12.0
-    most_area: float = 2000.0
-    least_fill: float = 0.75
-    most_axis: float = 40.0
-
-
-@dataclass(frozen=True)
 class DecodedNuclei:
-    """Nuclei of a region. ``summit``: (H, W) int64, 0 background, else the index of its nucleus plus 1.
+    """Nuclei of a region.
 
-    y, x: (N,) where the summits are, counted from the region's corner, in the order of reading. kind: (N,) classes.
+    index: (H, W) int32, 0 background, else the number of its nucleus, from 1. y, x: (N,) where the summits are, counted from the region's corner, in the order of reading. kind: (N,) classes.
     dropped: nuclei that are unlike real ones.
     """
 
