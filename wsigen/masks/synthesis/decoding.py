@@ -90,11 +90,9 @@ def shapes(dy: np.ndarray, dx: np.ndarray, label: np.ndarray) -> tuple[np.ndarra
     """
     area = np.bincount(label).astype(np.float64)
     sy, sx = np.bincount(label, dy), np.bincount(label, dx)
-    yy, xx, xy = (np.bincount(label, product) for product in (dy * dy, dx * dx, dy * dx))
-    yy, xx, xy = (
-        square / area - first * second / area**2 + add
-        for square, first, second, add in ((yy, sy, sy, 1 / 12), (xx, sx, sx, 1 / 12), (xy, sy, sx, 0.0))
-    )
+    yy = np.bincount(label, dy * dy) / area - (sy / area) ** 2 + 1 / 12
+    xx = np.bincount(label, dx * dx) / area - (sx / area) ** 2 + 1 / 12
+    xy = np.bincount(label, dy * dx) / area - sy * sx / area**2
     determinant = yy * xx - xy * xy
     longest = (yy + xx) / 2 + np.sqrt(((yy - xx) / 2) ** 2 + xy**2)
     return area, area / (4 * np.pi * np.sqrt(determinant)), 2 * np.sqrt(longest)
@@ -106,15 +104,15 @@ def _summits(hill: np.ndarray) -> np.ndarray:
     if not land.any():
         return np.zeros(hill.shape, np.int64)
     smooth = np.where(land, _smoothed(hill), -1)
-    uphill = _uphill(smooth, land)
-    top = uphill
+    uphill: np.ndarray = _uphill(smooth, land)
+    top: np.ndarray = uphill
     for _ in range(CLIMB.bit_length() - 1):  # paths of 1, 2, 4 .. CLIMB steps
         top = top[top]
     climbed, peaks = top, np.flatnonzero((uphill == np.arange(len(uphill))) & land.ravel())
     for _ in range(ROUNDS):
-        over = np.arange(len(uphill))
+        over: np.ndarray = np.arange(len(uphill))
         over[peaks] = _hopped(smooth, peaks)
-        top = climbed[over[top]]
+        top = np.asarray(climbed[over[top]])
     is_peak = np.zeros(len(uphill), bool)
     is_peak[peaks] = True
     # Whoever has not arrived after so many steps belongs to nothing that looks like a nucleus.
@@ -162,7 +160,7 @@ def _hopped(smooth: np.ndarray, peaks: np.ndarray) -> np.ndarray:
     height, width = smooth.shape
     y, x = np.divmod(peaks, width)
     own = smooth[y, x]
-    best, goal = own.copy(), peaks.copy()
+    best, goal = np.array(own), np.array(peaks)
     for dy in range(-HOP, HOP + 1):
         for dx in range(-HOP, HOP + 1):
             steps = max(abs(dy), abs(dx))

@@ -40,8 +40,8 @@ def region_plane(classes: np.ndarray, tissue: np.ndarray, epithelial: tuple[int,
     pad = (0, -height % COARSE), (0, -width % COARSE)
     coarse = np.pad(classes, pad, mode="edge").reshape(-(-height // COARSE), COARSE, -1, COARSE)
     glass = np.pad(tissue == GLASS, pad, mode="edge").reshape(coarse.shape).mean((1, 3)) > 0.5
-    is_gland = np.isin(coarse, epithelial).any((1, 3))
-    is_other = ((coarse > 0) & ~np.isin(coarse, epithelial)).any((1, 3))
+    is_gland = np.asarray(np.isin(coarse, epithelial).any((1, 3)))
+    is_other = np.asarray(((coarse > 0) & ~np.isin(coarse, epithelial)).any((1, 3)))
     scale = COARSE * mpp
     to_gland, to_other = _distance(is_gland) * scale, _distance(is_other) * scale
     closed = (to_gland <= MARGIN_UM) | (_distance(to_gland > CLOSING_UM) * scale > CLOSING_UM - MARGIN_UM)
