@@ -91,7 +91,6 @@ class Corruptor:
         return null_planes(planes, drop)
 
 
-
 def coin(batch: int, share: float, generator: torch.Generator, device: torch.device) -> Tensor:
     """Draw which samples something happens to: (B, 1, 1, 1) bool."""
     return (torch.rand(batch, generator=generator, device=device) < share)[:, None, None, None]

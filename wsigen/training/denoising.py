@@ -106,7 +106,7 @@ def _configure(settings: TrainSettings, manifest: Manifest, bank: PatchBank) -> 
     """Fill a preset with what the data says: classes, scale, range of stain styles, named styles."""
     preset = ModelConfig.preset(settings.architecture)
     if preset.paints != "slide":
-        raise SettingsError(f"architecture {preset.name!r} paints masks; its task is \"mask\"")
+        raise SettingsError(f'architecture {preset.name!r} paints masks; its task is "mask"')
     if len(preset.classes) != len(manifest.classes):
         preset = replace(preset, classes=ClassTable.from_config(manifest.classes))
     vectors = np.array([style.vector for style in bank.styles])

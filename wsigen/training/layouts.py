@@ -49,7 +49,13 @@ class MaskBank(PatchBank):
     """All masks of one split, on a device, with MARGIN unknown pixels around each. ``limits``: of whole nuclei."""
 
     def __init__(
-        self, folder: Path, manifest: Manifest, split: str, settings: TrainSettings, device: torch.device, code: MaskCode
+        self,
+        folder: Path,
+        manifest: Manifest,
+        split: str,
+        settings: TrainSettings,
+        device: torch.device,
+        code: MaskCode,
     ) -> None:
         self._choose(folder, manifest, split, settings, device)
         names = tuple(str(entry["name"]) for entry in manifest.classes)

@@ -17,7 +17,7 @@ from wsigen.masks.synthesis.mask_code import LAND, MIDDLE, MaskCode
 
 CLIMB = 32  # pixels; the longest nuclei of the training data reach 36 px from their middle
 HOP = 4  # pixels between summits of one nucleus
-SADDLE = 16 * 16  # of the smoothed hill: that much a saddle may lie below the lower summit; 16 bytes
+SADDLE = 16 * 12  # of the smoothed hill: that much a saddle may lie below the lower summit; 12 bytes
 ROUNDS = 2  # of hopping
 # A pixel's summit lies within (ROUNDS + 1) climbs and hops, and so do that nucleus's other pixels from there.
 REACH = (ROUNDS + 1) * CLIMB + ROUNDS * HOP
@@ -184,7 +184,7 @@ def _in_one_piece(summits: np.ndarray) -> np.ndarray:
     from scipy.sparse.csgraph import connected_components
 
     flat = np.flatnonzero(summits)
-    place = np.zeros(summits.size, np.int64)
+    place: np.ndarray = np.zeros(summits.size, np.int64)
     place[flat] = np.arange(len(flat))
     place = place.reshape(summits.shape)
     pairs = []

@@ -64,7 +64,9 @@ class Layout:
 
     def read(self, x: int, y: int, w: int, h: int) -> LayoutWindow:
         """The cells that decide the (h, w) window at (x, y); beyond the slide the outermost ones are repeated."""
-        rows, columns = (_cells(start, count, size) for start, count, size in zip((y, x), (h, w), self.planes.shape[1:]))
+        rows, columns = (
+            _cells(start, count, size) for start, count, size in zip((y, x), (h, w), self.planes.shape[1:])
+        )
         return LayoutWindow(np.ascontiguousarray(self.planes[:, rows][:, :, columns]))
 
     def close(self) -> None:
@@ -189,31 +191,6 @@ def parse_more(given: Iterable[str]) -> dict[str, float]:
         if not 0 <= factors[name] <= 100:
             raise SettingsError(f"--more {entry}: give CLASS=FACTOR with a factor from 0 to 100, such as neutrophil=3")
     return factors
-
-
-def layout_of_picture(pixels: np.ndarray, classes: ClassTable, zones: Mapping[str, tuple[str, np.ndarray]],
-                      colours: Mapping[str, tuple[int, int, int]], width: int, height: int, mpp: float) -> Layout:
-    """A layout painted by hand: pixels (H, W, 3) uint8, stretched over the slide, the nearest of ``colours`` counts.
-
-    ``zones``: for each colour's name its region and its nuclei a cell, (C,).
-    """
-    rows, columns = -(-height // CELL), -(-width // CELL)
-    names = list(colours)
-    table = np.array([colours[name] for name in names], np.int32)
-    planes = np.zeros((len(classes) + len(REGIONS), rows, columns))
-    fine = 4  # looks a cell, each way
-    ys = ((np.arange(fine * rows) + 0.5) * CELL / fine / height * len(pixels)).astype(int).clip(0, len(pixels) - 1)
-    xs = ((np.arange(fine * columns) + 0.5) * CELL / fine / width * pixels.shape[1]).astype(int)
-    xs = xs.clip(0, pixels.shape[1] - 1)
-    for row in range(rows):
-        looks = pixels[ys[fine * row : fine * (row + 1)]][:, xs].astype(np.int32)
-        zone = np.square(looks[:, :, None] - table).sum(-1).argmin(-1)
-        for number, name in enumerate(names):
-            share = (zone == number).reshape(fine, columns, fine).mean((0, 2))
-            region, density = zones[name]
-            planes[: len(classes), row] += density[:, None] * share
-            planes[len(classes) + REGIONS.index(region), row] += share
-    return Layout(packed(planes, len(classes)), classes.names, width, height, mpp)
 
 
 def packed(planes: np.ndarray, class_count: int) -> np.ndarray:
