@@ -49,8 +49,8 @@ class WindowJob:
     known: np.ndarray
 
 
-# The arrays of Surroundings or LayoutWindow; context (B, W, W, 3) uint8; known (B, W, W) bool; corners (B, 2) int64: x0,
-# y0.
+# The arrays of Surroundings or LayoutWindow, (B, ...); context (B, W, W, 3) uint8; known (B, W, W) bool; corners (B, 2)
+# int64: x0, y0.
 BatchTensors = tuple[Tensor, ...]
 MASK_STREAM = 1  # of noise: the mask of a seed and its slide see noise that has nothing to do with each other
 

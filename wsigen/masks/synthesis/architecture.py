@@ -12,10 +12,10 @@ import tomllib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
-from importlib.resources import files
 
 import numpy as np
 
+from wsigen.config import shipped_config
 from wsigen.errors import SettingsError
 from wsigen.masks.classes import ClassTable
 from wsigen.masks.synthesis.layout import CELL, REGIONS, Layout, packed
@@ -29,7 +29,7 @@ PRESETS = ("normal-mucosa", "adenocarcinoma", "inflamed", "muscle", "mixed")
 
 @dataclass(frozen=True)
 class Zone:
-    """A kind of tissue: one of REGIONS, the nuclei of each class in a cell of 256 µm², and a colour to paint it with."""
+    """A kind of tissue: one of REGIONS, the nuclei of each class in a cell of 256 µm², and its colour in pictures."""
 
     name: str
     region: str
@@ -40,7 +40,7 @@ class Zone:
 @lru_cache(maxsize=1)
 def zones() -> tuple[Zone, ...]:
     """All zones, as configs/layouts.toml has them."""
-    table = tomllib.loads(files("wsigen.configs").joinpath("layouts.toml").read_text(encoding="utf-8"))["zones"]
+    table = tomllib.loads(shipped_config("layouts.toml").read_text(encoding="utf-8"))["zones"]
     return tuple(
         Zone(name, entry.pop("region"), {k: v for k, v in entry.items() if k != "colour"}, _rgb(entry["colour"]))
         for name, entry in table.items()
@@ -99,7 +99,7 @@ def layout_bands(
 
 
 def layout_by_hand(pixels: np.ndarray, width: int, height: int, classes: ClassTable, mpp: float) -> Layout:
-    """A layout painted by hand: pixels (H, W, 3) uint8 are stretched over the slide; the nearest colour of a zone counts."""
+    """A layout painted by hand: pixels (H, W, 3) uint8, stretched over the slide; the nearest zone's colour counts."""
     table, rows, columns = zone_planes(classes, mpp), -(-height // CELL), -(-width // CELL)
     colours = np.array([zone.rgb for zone in zones()], np.int32)
     ys, xs = (
@@ -160,7 +160,7 @@ class Tissue:
         return upper + (lower - upper) * fv[:, None]
 
     def _depth(self, x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """How deep points lie within their piece of tissue, below 0 in glass, and below its upper surface: (H, W) µm."""
+        """How deep points lie within their piece of tissue, below 0 in glass, and below its upper side: (H, W) µm."""
         margin = min(150.0, 0.06 * min(self.width, self.strip))
         local = y % self.strip
         half_w, half_h = self.width / 2 - margin, self.strip / 2 - margin

@@ -1,7 +1,7 @@
 """From the mask model's picture to nuclei: steepest ascent, one class each, shapes as real nuclei have them.
 
 Everything is local and in integers, so that a window decodes to what the whole picture decodes to. A pixel inside the
-coast climbs the smoothed hill, at most CLIMB pixels; summits that only a shallow saddle parts from a higher one close by
+coast climbs the smoothed hill, at most CLIMB pixels; summits that only a shallow saddle parts from a higher one nearby
 are the same nucleus. A nucleus is known by the place of its summit. What lies further than HALO pixels from a pixel
 has no say in its nucleus.
 """
@@ -28,15 +28,17 @@ HALO = 2 * REACH + HOP + 2
 class DecodedNuclei:
     """Nuclei of a region.
 
-    index: (H, W) int32, 0 background, else the number of its nucleus, from 1. y, x: (N,) where the summits are, counted from the region's corner, in the order of reading. kind: (N,) classes.
-    dropped: nuclei that are unlike real ones.
+    index: (H, W) int32, 0 background, else the number of its nucleus, from 1. y, x: (N,) where the summits are, counted
+    from the region's corner, in the order of reading. kind: (N,) classes. lost_y, lost_x: (M,) summits of those that
+    are unlike real ones, and dropped.
     """
 
     index: np.ndarray
     y: np.ndarray
     x: np.ndarray
     kind: np.ndarray
-    dropped: int = 0
+    lost_y: np.ndarray
+    lost_x: np.ndarray
 
     @property
     def classes(self) -> np.ndarray:
@@ -62,7 +64,7 @@ class Decoder:
         keys, label = np.unique(summits.ravel()[flat], return_inverse=True)
         if not len(keys):
             nothing = np.zeros(0, np.int64)
-            return DecodedNuclei(np.zeros(shape, np.int32), nothing, nothing, nothing)
+            return DecodedNuclei(np.zeros(shape, np.int32), *[nothing] * 5)
         rows, columns = np.divmod(flat, shape[1])
         bytes_ = picture.reshape(-1, 3)[flat, 1:].astype(np.int64) - MIDDLE
         sums = np.stack([np.bincount(label, bytes_[:, channel]) for channel in range(2)], 1).astype(np.int64)
@@ -72,7 +74,7 @@ class Decoder:
         number = np.where(like, np.cumsum(like), 0).astype(np.int32)
         index = np.zeros(shape, np.int32)
         index.ravel()[flat] = number[label]
-        return DecodedNuclei(index, y[like], x[like], kind[like], int((~like).sum()))
+        return DecodedNuclei(index, y[like], x[like], kind[like], y[~like], x[~like])
 
     def _like_real_ones(self, kind: np.ndarray, dy: np.ndarray, dx: np.ndarray, label: np.ndarray) -> np.ndarray:
         """Which nuclei keep the limits: (N,) bool. ``dy`` and ``dx`` count from the summit, so that sums are small."""

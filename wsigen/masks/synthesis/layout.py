@@ -17,7 +17,6 @@ import numpy as np
 import tifffile
 
 from wsigen.errors import MaskError, SettingsError
-from wsigen.masks.classes import ClassTable
 from wsigen.masks.window import GLASS, TISSUE
 
 CELL = 32  # px
@@ -92,6 +91,14 @@ class Layout:
             np.minimum(CELL, size - CELL * np.arange(-(-size // CELL))) / CELL for size in (self.height, self.width)
         )
         return np.einsum("crk,r,k->c", self.density(), down, across)
+
+    def picture(self) -> np.ndarray:
+        """A picture for people, a pixel a cell: (rows, columns, 3) uint8."""
+        shares = self.planes[len(self.classes) :].astype(np.float64) / 255
+        colours = np.array([(255, 255, 255), (255, 200, 215), (60, 180, 75), (180, 220, 255)])
+        crowd = np.clip(self.density().sum(0) / 6, 0, 1)[..., None]
+        flat = np.einsum("rhw,rc->hwc", shares, colours)
+        return np.clip(flat * (1 - 0.6 * crowd), 0, 255).astype(np.uint8)
 
     def more(self, factors: Mapping[str, float]) -> Layout:
         """The layout with the densities of some classes multiplied; SettingsError for a class that there is not."""
