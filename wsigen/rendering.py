@@ -280,6 +280,7 @@ def machine_of(settings: RenderSettings) -> Machine:
 
 
 def rect_of(rect: tuple[int, int, int, int] | None, grid: WindowGrid) -> Rectangle | None:
+    """The part that is asked for; SettingsError if it is not inside the slide."""
     if rect is None:
         return None
     x, y, width, height = rect

@@ -165,7 +165,7 @@ def synth(
     _report(result.mask)
     slide = result.slide
     click.echo(f"wrote {slide.slide}: {slide.width:,} x {slide.height:,} px in {slide.seconds:.0f} s")
-    click.echo(f"next: open {slide.slide} in QuPath; wsigen view {slide.slide}")
+    click.echo(f"next: open {slide.slide} in QuPath or any OpenSlide viewer; wsigen info {slide.slide}")
 
 
 def _request(source: str, size: str | None, seed: int, more: tuple[str, ...]) -> LayoutRequest:

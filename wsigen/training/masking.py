@@ -30,7 +30,7 @@ from wsigen.training.settings import TrainSettings
 from wsigen.training.sheet import write_png
 
 COLUMNS = 8
-SHEET_STEPS = 24
+SHEET_STEPS = 12
 STYLE_VALUES = 6  # that networks take, and a mask model has no use for
 
 

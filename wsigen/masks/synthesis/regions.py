@@ -93,6 +93,32 @@ def layout_of_mask(mask: MaskSource, classes: ClassTable, mpp: float) -> Layout:
     return Layout(packed(planes, len(classes)), classes.names, mask.width, mask.height, mpp)
 
 
+def layout_of_picture(
+    classes: np.ndarray,
+    instances: np.ndarray,
+    tissue: np.ndarray,
+    known: np.ndarray,
+    table: ClassTable,
+    mpp: float,
+) -> Layout:
+    """The layout of a training picture, (H, W) each; what cells hold is divided by how much of them is ``known``."""
+    height, width = classes.shape
+    pad = (0, -height % CELL), (0, -width % CELL)
+    zone = np.pad(region_plane(classes, tissue, epithelial_classes(table), mpp), pad)
+    marks, known = np.pad(mark_plane(classes, instances), pad), np.pad(known, pad)
+    held = [marks == index + 1 for index in range(len(table))]
+    held += [(zone == index) & known for index in range(len(REGIONS))]
+    rows, columns = (side // CELL for side in zone.shape)
+    cells = np.stack([plane.reshape(rows, CELL, columns, CELL).sum((1, 3)) for plane in [*held, known]]).astype(float)
+    for axis in (1, 2):
+        cells = blurred(cells, axis)
+    mean = cells.sum((1, 2), keepdims=True) / max(cells[-1].sum(), 1)
+    # A cell of which nothing is known takes the picture's mean.
+    share = (cells[:-1] + mean[:-1]) / (cells[-1] + 1)
+    share[: len(table)] *= CELL * CELL
+    return Layout(packed(share, len(table)), table.names, width, height, mpp)
+
+
 def _cells_of(read: MaskWindow, classes: ClassTable, mpp: float) -> np.ndarray:
     tissue = tissue_near_nuclei(read.classes, mpp) if read.tissue is None else read.tissue
     zone = region_plane(read.classes, tissue, epithelial_classes(classes), mpp)
