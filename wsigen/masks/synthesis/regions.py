@@ -86,11 +86,24 @@ def layout_of_mask(mask: MaskSource, classes: ClassTable, mpp: float) -> Layout:
     for y in range(0, mask.height, TILE):
         for x in range(0, mask.width, TILE):
             w, h = min(TILE, columns * CELL - x), min(TILE, rows * CELL - y)
-            read = mask.read(x - HALO, y - HALO, w + 2 * HALO, h + 2 * HALO)
+            read = _read_padded(mask, x - HALO, y - HALO, w + 2 * HALO, h + 2 * HALO)
             planes[:, y // CELL : (y + h) // CELL, x // CELL : (x + w) // CELL] = _cells_of(read, classes, mpp)
     for axis in (1, 2):
         planes[: len(classes)] = blurred(planes[: len(classes)], axis)
     return Layout(packed(planes, len(classes)), classes.names, mask.width, mask.height, mpp)
+
+
+def _read_padded(mask: MaskSource, x: int, y: int, w: int, h: int) -> MaskWindow:
+    """Read a rectangle with nothing beyond the slide, where a reflection would repeat nuclei."""
+    left, top = max(0, x), max(0, y)
+    right, bottom = min(mask.width, x + w), min(mask.height, y + h)
+    read = mask.read(left, top, right - left, bottom - top)
+    margins = (top - y, y + h - bottom), (left - x, x + w - right)
+
+    def padded(plane: np.ndarray | None) -> np.ndarray | None:
+        return None if plane is None else np.pad(plane, margins)
+
+    return MaskWindow(np.pad(read.classes, margins), padded(read.instances), padded(read.tissue))
 
 
 def layout_of_picture(
