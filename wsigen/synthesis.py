@@ -33,6 +33,7 @@ from wsigen.rendering import RenderResult, machine_of, rect_of, render
 from wsigen.tiling.canvas import Canvas, CanvasPanels
 from wsigen.tiling.cluster import Machine
 from wsigen.tiling.engine import Progress, paint_canvas, plan_blocks
+from wsigen.tiling.estimate import Projection, project, refuse_what_does_not_fit
 from wsigen.tiling.grid import BlockGrid, Rectangle, WindowGrid
 from wsigen.tiling.spec import PaintSpec, run_record
 from wsigen.tiling.survey import survey_layout
@@ -160,6 +161,17 @@ class MaskPlan:
         bottom = min(self.grid.height, self.rect.y + self.rect.height + HALO)
         return Rectangle(x, y, right - x, bottom - y)
 
+    @property
+    def projection(self) -> Projection:
+        """What painting it needs; the mask itself takes less than a slide."""
+        needed = self.occupied
+        if self.painted_part is not None:
+            needed = np.zeros_like(needed)
+            for i, j in self.grid.closure(self.painted_part):
+                needed[j, i] = self.occupied[j, i]
+        remote = self.scheduler is not None
+        return project(self.spec, self.config, self.blocks, needed, self.workers, remote=remote)
+
     def describe(self) -> list[str]:
         """Lines for people."""
         counts = ", ".join(
@@ -212,6 +224,7 @@ def sample_mask(
     started = time.monotonic()
     plan = plan_mask(out, request, settings or RenderSettings(), overwrite, resume)
     on_plan(plan)
+    refuse_what_does_not_fit(plan.projection, plan.spec, plan.canvas, plan.out, plan.workers)
     extra = {"back_ends": plan.machine.back_ends}
     record = run_record(plan.spec, plan.layout.sha256(), plan.model_sha256, extra, plan.machine.environment)
     canvas = Canvas.resume(plan.canvas, plan.blocks, record)

@@ -19,7 +19,7 @@ from wsigen.masks.synthesis.mask_code import LAND
 from wsigen.masks.window import TISSUE, MaskWindow
 
 TILE = 1024
-DECODERS = 4  # tiles at a time; each takes some 300 MB
+DECODERS = 8  # tiles at a time; each takes some 150 MB
 
 Panels = Callable[[int, int, int, int], np.ndarray]  # x, y, width, height -> (height, width, 3) uint8
 
