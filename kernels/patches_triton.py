@@ -16,6 +16,7 @@ from wsigen_kernels.layout import by_pixel, empty_by_pixel
 
 INPUTS = 4  # images that gather_kernel concatenates, at most
 _BLOCK = 64
+_VALUES = 8192  # of a program, so that they fit into registers
 
 
 @triton.jit
@@ -113,18 +114,12 @@ def gather(images: list[Tensor], patch: int, ones: bool = False) -> Tensor:
     padded = padded_channels(sum(channels) * patch * patch + ones)
     out = empty_by_pixel((batch, padded, height // patch, width // patch), images[0])
     patches = (height // patch) * (width // patch)
-    gather_kernel[(ceil_div(patches, _BLOCK), batch)](
-        *parts,
-        out,
-        height,
-        width,
-        *channels,
-        K=padded,
-        PATCH=patch,
-        ONES=ones,
-        BLOCK_P=_BLOCK,
-        BLOCK_K=next_power_of_2(padded),
-    )
+    block_k = next_power_of_2(padded)
+    block_p = max(8, min(_BLOCK, _VALUES // block_k))  # patches of 4 px have hundreds of channels
+    gather_kernel[(ceil_div(patches, block_p), batch)](
+        *parts, out, height, width, *channels,
+        K=padded, PATCH=patch, ONES=ones, BLOCK_P=block_p, BLOCK_K=block_k,
+    )  # fmt: skip
     return out
 
 

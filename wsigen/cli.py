@@ -16,11 +16,13 @@ from wsigen_kernels import BackendError
 from wsigen import __version__
 from wsigen.errors import SettingsError, WsigenError
 from wsigen.evaluation.commands import audit, distill, evaluate, study
+from wsigen.synthesis_commands import layout, sample, synth
 from wsigen.viewer.commands import view_command
 
 if TYPE_CHECKING:
     from wsigen.rendering import RenderPlan, RenderResult
     from wsigen.series import SlideEntry
+    from wsigen.synthesis import MaskPlan
     from wsigen.tiling.engine import Progress
 
 STOPPED = 130  # exit code after Ctrl-C, as shells have it
@@ -120,7 +122,7 @@ def _render_one(
     if only_plan:
         _show_plan(mask, out, options)
         return
-    with _display() as display:
+    with progress_display() as display:
         if record is not None:
             display.on_check = lambda plan: check_record(record, plan)
         reports: dict[str, Any] = {"on_plan": display.on_plan, "on_paint": display.on_paint, "on_rows": display.on_rows}
@@ -171,7 +173,7 @@ def _render_many(
         raise SettingsError("--rect: for one slide; leave it out with many")
     if only_plan:
         raise SettingsError("--plan: for one slide; a series needs as much for each, one after the other")
-    with _display() as display:
+    with progress_display() as display:
         entries = render_many(
             masks,
             out,
@@ -209,8 +211,8 @@ def _choose_back_ends(attention: str | None, norm: str | None) -> None:
             os.environ[variable] = value
 
 
-class _Display:
-    """Lines and progress bars of a render."""
+class Display:
+    """Lines and progress bars of a render, or of a mask that is sampled."""
 
     def __init__(self) -> None:
         from rich.console import Console
@@ -226,16 +228,17 @@ class _Display:
             TimeRemainingColumn(),
             console=self.console,
         )
-        self.plan: RenderPlan | None = None
+        self.plan: RenderPlan | MaskPlan | None = None
         self.kept: Path | None = None  # what an interrupted run leaves
         self.interrupted = False
         self.on_check = lambda plan: None
         self.painting: Any = None
         self.encoding: Any = None
 
-    def on_plan(self, plan: RenderPlan) -> None:
-        """Print what is about to happen."""
+    def on_plan(self, plan: RenderPlan | MaskPlan) -> None:
+        """Print what is about to happen, and begin new bars."""
         self.plan, self.kept = plan, plan.canvas
+        self.painting = self.encoding = None
         for line in plan.describe():
             self.console.print(line, markup=False)
         self.on_check(plan)
@@ -296,9 +299,9 @@ class _Display:
 
 
 @contextmanager
-def _display() -> Iterator[_Display]:
+def progress_display() -> Iterator[Display]:
     """Show progress; on Ctrl-C say what is kept and how to go on."""
-    display = _Display()
+    display = Display()
     before = signal.getsignal(signal.SIGINT)
     if before is signal.default_int_handler:  # not where the shell told the process to ignore it
         signal.signal(signal.SIGINT, display.on_signal)
@@ -442,7 +445,7 @@ def doctor() -> None:
 
 @main.group()
 def mask() -> None:
-    """Slide masks: import cells into one, export its nuclei, look at one, or write an example."""
+    """Slide masks: import cells into one, sample one, export its nuclei, look at one, or write an example."""
 
 
 @mask.command("import")
@@ -696,5 +699,7 @@ def train(
     click.echo(f"step {result.step} of {result.total_steps}, {result.images} images, {result.seconds:.0f} s")
 
 
-for command in (evaluate, audit, study, distill, view_command(_shares)):
+for command in (evaluate, audit, study, distill, synth, view_command(_shares)):
     main.add_command(command)
+for command in (sample, layout):
+    mask.add_command(command)

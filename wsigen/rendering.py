@@ -223,7 +223,9 @@ def plan_render(
     settings = settings or RenderSettings()
     folder = find_model(settings.model or DEFAULT_MODEL)
     config = ModelConfig.load(folder)
-    machine = _machine(settings)
+    if config.paints != "slide":
+        raise SettingsError(f"--model {folder}: paints masks, not slides; use it with `wsigen mask sample --model`")
+    machine = machine_of(settings)
     device = machine.device
     batch_size = settings.batch_size
     path = _slide_path(mask, out, settings.format)
@@ -265,21 +267,22 @@ def plan_render(
         occupied=survey(grid, facts.halo_source, summary, spec.mpp),
         scheduler=settings.dask_scheduler,
         canvas_folder=Path(settings.canvas) if settings.canvas else None,
-        rect=_rect(settings.rect, grid),
+        rect=rect_of(settings.rect, grid),
         format=format_of(path, settings.format),
         labels_format=settings.labels,
         patient_id=settings.patient_id,
     )
 
 
-def _machine(settings: RenderSettings) -> Machine:
+def machine_of(settings: RenderSettings) -> Machine:
     """What will paint: this machine, or the workers of a cluster."""
     if settings.dask_scheduler is None:
         return Machine.here(settings.device, settings.dtype)
     return Machine.of_cluster(settings.dask_scheduler, settings.device, settings.dtype)
 
 
-def _rect(rect: tuple[int, int, int, int] | None, grid: WindowGrid) -> Rectangle | None:
+def rect_of(rect: tuple[int, int, int, int] | None, grid: WindowGrid) -> Rectangle | None:
+    """The part that is asked for; SettingsError if it is not inside the slide."""
     if rect is None:
         return None
     x, y, width, height = rect

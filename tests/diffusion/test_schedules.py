@@ -75,3 +75,11 @@ def test_pickles_without_its_caches(schedule):
 def test_what_is_no_schedule_is_refused(make):
     with pytest.raises(SettingsError):
         make()
+
+
+def test_the_coarse_schedule_is_the_cosine_of_means_over_patches():
+    """Averaging 4 x 4 px of noise divides its variance by 16 and leaves what is smooth as it is."""
+    cosine, coarse = NoiseSchedule.cosine(), NoiseSchedule.from_name("cosine-coarse")
+    for t in (0.0, 250.5, 700.0, 999.0):
+        ratio = (coarse.alpha(t) / coarse.sigma(t)) ** 2 * 16
+        assert ratio == pytest.approx((cosine.alpha(t) / cosine.sigma(t)) ** 2, rel=1e-6)

@@ -97,6 +97,21 @@ def test_the_fused_network_is_the_network(model, choose):
     assert_as_close(run(model, inputs, cache=maps), plain, exact)  # a cache says which path it is for
 
 
+def test_a_mask_model_of_large_patches_is_fused_too(lively, choose):
+    tiny = ModelConfig.preset("tiny-mask")
+    config = replace(tiny, unet=replace(tiny.unet, norm_groups=2, patch=4))
+    model = lively(config).to(DEVICE).to(memory_format=torch.channels_last)
+    noise, t, _, context, known, style = inputs_for(config)
+    planes = torch.rand(2, config.condition_planes, 16, 16, device=DEVICE).to(memory_format=torch.channels_last)
+    inputs = (noise, t, planes, context, known, style)
+    choose("torch")
+    exact, plain = run(model, inputs, torch.float32), run(model, inputs)
+    choose("triton")
+    got = run(model, inputs)
+    assert plain.std() > 0.01 and not torch.equal(got, plain)
+    assert_as_close(got, plain, exact)
+
+
 def painted(model, inputs, dtype=DTYPE):
     noise, _, planes, context, known, style = inputs
     config = model.config

@@ -99,7 +99,7 @@ def test_a_network_of_the_other_kind_is_refused(data, tmp_path):
 
 
 def test_an_unknown_task_is_named(data, tmp_path):
-    with pytest.raises(SettingsError, match="task 'paint': unknown; choose one of denoise, distill"):
+    with pytest.raises(SettingsError, match="task 'paint': unknown; choose one of denoise, mask, distill"):
         quietly(replace(SHORT, task="paint"), data, tmp_path)
 
 

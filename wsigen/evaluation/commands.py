@@ -116,6 +116,28 @@ def _short(value: Any) -> str:
     return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
+@evaluate.command("masks")
+@click.argument("real", type=PATH)
+@click.argument("sampled", type=PATH, required=False)
+@click.option("-o", "--out", required=True, type=PATH, help="Report folder to write.")
+@click.option("--model", default="", help="Mask model that samples from the layouts of the real masks.")
+@click.option("--seeds", type=click.IntRange(1), default=1, show_default=True, help="Samples for each real mask.")
+@click.option("--steps", type=click.IntRange(1, 1000), help="Denoising steps. [default: the model's]")
+@click.option("--guidance-scale", type=float, default=1.0, show_default=True)
+@click.option("--window", type=click.IntRange(32), default=256, show_default=True)
+@click.option("--overlap", type=click.IntRange(8), default=32, show_default=True)
+@click.option("--device", type=DEVICES, default="auto", show_default=True)
+@click.option("--overwrite", is_flag=True, help="Replace an existing report.")
+def evaluate_masks(**options: Any) -> None:
+    """Compare nuclei of a SAMPLED mask, or of a model, with REAL ones: a training folder's held-out side, or a mask."""
+    from wsigen.evaluation.mask_report import MaskEvaluation
+    from wsigen.evaluation.mask_report import evaluate_masks as run
+
+    with _bars(f"{options['out']} holds the sections that were done") as show:
+        report = run(MaskEvaluation(**options), show)
+    _conclude(report)
+
+
 @evaluate.command("index")
 @click.option("--data", required=True, type=PATH, help="Training folder of the painter.")
 @click.option("-o", "--out", required=True, type=PATH, help="Folder to write.")

@@ -49,6 +49,11 @@ class Surroundings:
     labels: np.ndarray
     tissue: np.ndarray
 
+    @property
+    def arrays(self) -> tuple[np.ndarray, ...]:
+        """What a batch stacks."""
+        return self.classes, self.labels, self.tissue
+
     def is_glass(self, part: tuple[slice, slice]) -> bool:
         """Whether all of a part of the window, (rows, columns), is more than 8 px inside glass."""
         rows, columns = (range(*span.indices(size - 2 * HALO)) for span, size in zip(part, self.classes.shape))

@@ -8,6 +8,7 @@ from wsigen.errors import ModelError
 from wsigen.models.config import CONFIG_FILE, ModelConfig
 
 DEFAULT_MODEL = "nasdm-colon-20x"
+MASK_MODEL = "mask-colon-20x"
 WEIGHTS_ROOT = Path(__file__).resolve().parent.parent / "weights"
 
 

@@ -1,4 +1,4 @@
-"""Paint one batch of windows: from masks and neighbours to uint8 pixels.
+"""Paint one batch of windows: from masks and neighbours to uint8 pixels (or from layouts to pictures of masks).
 
 Every window is conditioned on its mask, on the slide's stain style and on the pixels that are known already: its
 neighbours' and clear glass. Before each update of the solver the predicted image is overwritten with what is known, so
@@ -23,8 +23,10 @@ from wsigen.diffusion.samplers import SamplerName, make_sampler
 from wsigen.diffusion.schedules import NoiseSchedule
 from wsigen.errors import SettingsError
 from wsigen.masks.conditions import Surroundings
+from wsigen.masks.synthesis.layout import LayoutWindow
 from wsigen.models.conditioning import condition_planes, derive_conditions
 from wsigen.models.denoise import WindowInputs, denoise
+from wsigen.models.layouts import layout_planes
 from wsigen.models.nasdm import NasdmModel
 from wsigen.models.recorded import Recorded
 from wsigen.models.stain import StainStyle
@@ -36,20 +38,21 @@ RECORDED_STEPS = 100  # up to so many a batch is one CUDA graph; longer ones kee
 class WindowJob:
     """One window to paint.
 
-    x0, y0: its upper left pixel at level 0. mask: what its conditions follow from. context: (W, W, 3) uint8, what the
-    canvas holds of it; known: (W, W) bool, where it holds something.
+    x0, y0: its upper left pixel at level 0. mask: what its conditions follow from: of a mask model cells of a layout.
+    context: (W, W, 3) uint8, what the canvas holds of it; known: (W, W) bool, where it holds something.
     """
 
     x0: int
     y0: int
-    mask: Surroundings
+    mask: Surroundings | LayoutWindow
     context: np.ndarray
     known: np.ndarray
 
 
-# Classes, labels, tissue as in Surroundings (B, W + 18, W + 18); context (B, W, W, 3) uint8; known (B, W, W) bool;
-# corners (B, 2) int64: x0, y0.
-BatchTensors = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
+# The arrays of Surroundings or LayoutWindow, (B, ...); context (B, W, W, 3) uint8; known (B, W, W) bool; corners (B, 2)
+# int64: x0, y0.
+BatchTensors = tuple[Tensor, ...]
+MASK_STREAM = 1  # of noise: the mask of a seed and its slide see noise that has nothing to do with each other
 
 
 @dataclass(frozen=True)
@@ -115,7 +118,7 @@ class Painter:
         self._copies_in = torch.cuda.Stream(self.device) if on_gpu else None
         self._copies_out = torch.cuda.Stream(self.device) if on_gpu else None
 
-    def needs_model(self, mask: Surroundings, owned: tuple[slice, slice]) -> bool:
+    def needs_model(self, mask: Surroundings | LayoutWindow, owned: tuple[slice, slice]) -> bool:
         """Whether a window owns (rows, columns) any pixel that is not clear glass; the others are filled with glass."""
         return not mask.is_glass(owned)
 
@@ -133,27 +136,24 @@ class Painter:
         """Stack a batch, pad it to the fixed shape with copies of the first window, and start copying it there."""
         if not 1 <= len(jobs) <= self.batch_size:
             raise ValueError(f"a batch of {len(jobs)} windows; from 1 to {self.batch_size} fit")
-        rows = [
-            (job.mask.classes, job.mask.labels, job.mask.tissue, job.context, job.known, np.array([job.x0, job.y0]))
-            for job in jobs
-        ]
+        rows = [(*job.mask.arrays, job.context, job.known, np.array([job.x0, job.y0])) for job in jobs]
         tensors = []
         for arrays in zip(*rows, strict=True):
             stacked = np.stack([*arrays, *[arrays[0]] * (self.batch_size - len(jobs))])
             tensors.append(torch.from_numpy(stacked))
         if self._copies_in is None:
-            return Prepared(len(jobs), cast(BatchTensors, tuple(tensor.to(self.device) for tensor in tensors)))
+            return Prepared(len(jobs), tuple(tensor.to(self.device) for tensor in tensors))
         # Page-locked memory and a stream of its own: the copy runs beside the batch that is being painted.
         with torch.cuda.stream(self._copies_in):
             there = tuple(tensor.pin_memory().to(self.device, non_blocking=True) for tensor in tensors)
-            return Prepared(len(jobs), cast(BatchTensors, there), self._copies_in.record_event())
+            return Prepared(len(jobs), there, self._copies_in.record_event())
 
     @torch.inference_mode()
     def launch(self, batch: Prepared, stop: Callable[[], bool] = lambda: False) -> Launched:
         """Paint a batch. On a GPU this returns when all work is queued; one thread at a time calls it there."""
         if batch.ready is None or self._copies_out is None:
             started = time.perf_counter()
-            pixels = self._pixels(*batch.tensors, stop).cpu()
+            pixels = self._pixels(*batch.tensors, stop=stop).cpu()
             return Launched(batch.count, pixels, time.perf_counter() - started)
         stream = torch.cuda.current_stream(self.device)
         stream.wait_event(batch.ready)
@@ -163,7 +163,7 @@ class Painter:
         if stop():
             raise InterruptedError("painting was stopped")
         if self._recorded is None:
-            pixels = self._pixels(*batch.tensors, stop)
+            pixels = self._pixels(*batch.tensors, stop=stop)
         else:
             with self._replaying:
                 pixels = self._recorded(*batch.tensors)
@@ -184,28 +184,26 @@ class Painter:
             seconds = launched.begun.elapsed_time(launched.ended) / 1000
         return launched.pixels[: launched.count].numpy(), seconds
 
-    def _pixels(
-        self,
-        classes: Tensor,
-        labels: Tensor,
-        tissue: Tensor,
-        context: Tensor,
-        known: Tensor,
-        corners: Tensor,
-        stop: Callable[[], bool] = lambda: False,
-    ) -> Tensor:
+    def _pixels(self, *tensors: Tensor, stop: Callable[[], bool] = lambda: False) -> Tensor:
         """Paint a batch on the device, arguments as in BatchTensors: (B, W, W, 3) uint8.
 
         Clear glass is known, but for a painted neighbour's pixels, which stay as they are.
         """
-        classes, edges, tissue, glass = derive_conditions(classes, labels, tissue)
-        planes = condition_planes(classes, edges, tissue, len(self.model.config.classes), self.dtype)
+        *given, context, known, corners = tensors
+        planes, glass = self._conditions(given, corners, context.shape[1])
         context = torch.where((glass & ~known)[..., None], self._glass, context)
         known = known | glass
         is_known = known[:, None]
         inputs = WindowInputs(planes, from_uint8(context) * is_known, is_known, self.style)
         painted = to_uint8(self._denoise(inputs, corners, stop))
         return torch.where(known[..., None], context, painted)
+
+    def _conditions(self, given: Sequence[Tensor], corners: Tensor, size: int) -> tuple[Tensor, Tensor]:
+        """Condition planes (B, P, W, W), and where glass is known, (B, W, W) bool."""
+        if self.model.config.paints == "mask":
+            return layout_planes(given[0], corners, size, self.dtype)
+        classes, edges, tissue, glass = derive_conditions(*given)
+        return condition_planes(classes, edges, tissue, len(self.model.config.classes), self.dtype), glass
 
     def _denoise(self, inputs: WindowInputs, corners: Tensor, stop: Callable[[], bool]) -> Tensor:
         """Run the sampler: (B, 3, W, W) float32 in [-1, 1]."""
@@ -227,7 +225,8 @@ class Painter:
         )
 
     def _noise(self, corners: Tensor, size: int, step: int) -> Tensor:
-        return coordinate_normals(self.seed, corners[:, 0], corners[:, 1], size, size, step, device=self.device)
+        stream = MASK_STREAM if self.model.config.paints == "mask" else 0
+        return coordinate_normals(self.seed, corners[:, 0], corners[:, 1], size, size, step, stream, self.device)
 
 
 def from_uint8(pixels: Tensor) -> Tensor:

@@ -16,6 +16,7 @@ import torch
 from wsigen.errors import SettingsError, StoreError
 from wsigen.masks.conditions import read_surroundings
 from wsigen.masks.slide_mask import MaskSource, SlideMask, resampled_to
+from wsigen.masks.synthesis.layout import Layout
 from wsigen.models.nasdm import NasdmModel
 from wsigen.tiling.batches import Batcher, Crew, Load
 from wsigen.tiling.canvas import Canvas
@@ -48,10 +49,10 @@ class TaskResult:
 class Studio:
     """Paints tasks of one slide. Threads may share it, and several tasks may run at a time."""
 
-    def __init__(self, canvas: Canvas, source: SlideMask, painter: Painter, mpp: float, crew: Crew) -> None:
+    def __init__(self, canvas: Canvas, source: SlideMask | Layout, painter: Painter, mpp: float, crew: Crew) -> None:
         self.canvas, self.painter, self.mpp = canvas, painter, mpp
         self.source = source
-        self.mask = resampled_to(source, mpp)
+        self.mask = _at_scale(source, mpp)
         self.painted = 0
         self.glass = 0
         self._counting = threading.Lock()
@@ -63,8 +64,8 @@ class Studio:
         """Open everything a spec names. Raises StoreError if the canvas is of another grid than mask and spec."""
         canvas = Canvas.open(canvas_path)
         model = model or load_model(spec)
-        source = SlideMask.open(spec.mask, len(model.config.classes))
-        mask = resampled_to(source, spec.mpp)
+        source = _open_source(spec, model)
+        mask = _at_scale(source, spec.mpp)
         here = (mask.width, mask.height, spec.window, spec.overlap)
         there = (canvas.grid.width, canvas.grid.height, canvas.grid.window, canvas.grid.overlap)
         if here != there:
@@ -153,19 +154,30 @@ class _Clock:
 
 
 def load_window(
-    mask: MaskSource,
+    mask: MaskSource | Layout,
     grid: WindowGrid,
     window: Window,
     painter: Painter,
     mpp: float,
     context_of: Callable[[Window], tuple[np.ndarray, np.ndarray]],
 ) -> WindowJob | None:
-    """Read the mask of a window, and its context by ``context_of``; None if all that it owns is clear glass."""
-    x, y, width, height = grid.extent(window)
-    around = read_surroundings(mask, x, y, width, height, mpp)
+    """Read the mask (or layout) of a window, its context by ``context_of``; None if all that it owns is clear glass."""
+    extent = grid.extent(window)
+    around = mask.read(*extent) if isinstance(mask, Layout) else read_surroundings(mask, *extent, mpp)
     if not painter.needs_model(around, grid.owned_within(window)):
         return None
-    return WindowJob(x, y, around, *context_of(window))
+    return WindowJob(extent.x, extent.y, around, *context_of(window))
+
+
+def _open_source(spec: PaintSpec, model: NasdmModel) -> SlideMask | Layout:
+    """What a model paints from: a mask, or of a mask model a layout."""
+    if model.config.paints == "mask":
+        return Layout.open(spec.mask)
+    return SlideMask.open(spec.mask, len(model.config.classes))
+
+
+def _at_scale(source: SlideMask | Layout, mpp: float) -> MaskSource | Layout:
+    return source if isinstance(source, Layout) else resampled_to(source, mpp)
 
 
 def load_model(spec: PaintSpec) -> NasdmModel:

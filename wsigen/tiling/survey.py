@@ -14,6 +14,7 @@ from wsigen.masks.conditions import GLASS_DEPTH, UNKNOWN_WITHIN_UM
 from wsigen.masks.occupancy import Occupancy
 from wsigen.masks.slide_mask import MaskSource
 from wsigen.masks.summary import MaskSummary
+from wsigen.masks.synthesis.layout import Layout, cells_of, first_cell
 from wsigen.tiling.canvas import Chunk
 from wsigen.tiling.grid import COLOURS, Axis, BlockGrid, Colour, WindowGrid
 
@@ -52,6 +53,25 @@ def _seen(own: np.ndarray) -> np.ndarray:
 
 def _extent(axis: Axis, i: int) -> tuple[int, int]:
     return i * axis.stride, i * axis.stride + axis.window
+
+
+def survey_layout(grid: WindowGrid, layout: Layout) -> np.ndarray:
+    """Windows that may need a mask model: bool (rows, columns) of the grid."""
+    glass = layout.planes[len(layout.classes)] == 255
+    sums = np.zeros((glass.shape[0] + 1, glass.shape[1] + 1), np.int64)
+    sums[1:, 1:] = (~glass).cumsum(0).cumsum(1)
+    (top, bottom), (left, right) = (
+        _cell_spans(axis, size) for axis, size in ((grid.y_axis, glass.shape[0]), (grid.x_axis, glass.shape[1]))
+    )
+    corner = sums[bottom][:, right] - sums[top][:, right] - sums[bottom][:, left] + sums[top][:, left]
+    return corner > 0
+
+
+def _cell_spans(axis: Axis, size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Cells [first, last) that decide each window of an axis."""
+    first = np.array([first_cell(i * axis.stride) for i in range(axis.count)])
+    last = np.clip(first + cells_of(axis.window) - 1, 0, size - 1) + 1
+    return np.clip(first, 0, size - 1), last
 
 
 def occupied_windows(layout: BlockGrid, chunk: Chunk, occupied: np.ndarray) -> int:

@@ -26,6 +26,7 @@ class TrainingBatch:
     context: Tensor
     known: Tensor
     style: Tensor
+    ignored: Tensor | None = None  # (B, 1, W, W) bool: pixels that teach nothing
 
 
 class Corruptor:
@@ -62,16 +63,13 @@ class Corruptor:
         style = self._style(crops.group, power, generator)
 
         image = pixels / 127.5 - 1
-        pinned = (bytes_[:, 7:8] > 0) & self._coin(batch, self.condition.pin_glass, generator, device)
+        pinned = (bytes_[:, 7:8] > 0) & coin(batch, self.condition.pin_glass, generator, device)
         image = torch.where(pinned, (glass_white.round() / 127.5 - 1)[:, :, None, None], image)
         painted = context_mask(batch, window, self.context, generator, device)
-        context = self._corrupt(image, generator)
+        context = corrupt_context(image, self.context, generator)
         image = torch.where(painted & ~pinned, context, image)
         known = (painted | pinned).float()
         return TrainingBatch(image, self._planes(bytes_, generator), image * known, known, style)
-
-    def _coin(self, batch: int, share: float, generator: torch.Generator, device: torch.device) -> Tensor:
-        return (torch.rand(batch, generator=generator, device=device) < share)[:, None, None, None]
 
     def _style(self, group: Tensor, power: Tensor, generator: torch.Generator) -> Tensor:
         """Style after the jitter (multiplying OD multiplies its mean and deviation), normalised, with noise."""
@@ -82,7 +80,7 @@ class Corruptor:
 
     def _planes(self, bytes_: Tensor, generator: torch.Generator) -> Tensor:
         settings, batch, device = self.condition, len(bytes_), bytes_.device
-        merged = self._coin(batch, settings.merge_edges, generator, device)[:, 0]
+        merged = coin(batch, settings.merge_edges, generator, device)[:, 0]
         edges = torch.where(merged, bytes_[:, 4] >> 1, bytes_[:, 4] & 1)
         draw = torch.rand(batch, generator=generator, device=device)[:, None, None]
         tissue = torch.where(draw < settings.tissue_derived, bytes_[:, 6], bytes_[:, 5])
@@ -92,18 +90,24 @@ class Corruptor:
         drop = torch.rand(batch, generator=generator, device=device) < settings.drop
         return null_planes(planes, drop)
 
-    def _corrupt(self, image: Tensor, generator: torch.Generator) -> Tensor:
-        """Context as the painter would meet it: a little blur, tint and noise, in [-1, 1]."""
-        settings, batch, device = self.context, len(image), image.device
-        blurred = F.avg_pool2d(F.pad(image, (1, 1, 1, 1), mode="replicate"), 3, stride=1)
-        mix = torch.rand((batch, 1, 1, 1), generator=generator, device=device)
-        mix = mix * self._coin(batch, settings.blur, generator, device)
-        tint = torch.randn((batch, 3, 1, 1), generator=generator, device=device) * settings.tint
-        strength = torch.rand((batch, 1, 1, 1), generator=generator, device=device) * settings.noise
-        strength = strength * self._coin(batch, 0.5, generator, device)
-        tint = tint * self._coin(batch, 0.5, generator, device)
-        noise = torch.randn(image.shape, generator=generator, device=device)
-        return (torch.lerp(image, blurred, mix) + tint + strength * noise).clamp(-1, 1)
+
+def coin(batch: int, share: float, generator: torch.Generator, device: torch.device) -> Tensor:
+    """Draw which samples something happens to: (B, 1, 1, 1) bool."""
+    return (torch.rand(batch, generator=generator, device=device) < share)[:, None, None, None]
+
+
+def corrupt_context(image: Tensor, settings: ContextSettings, generator: torch.Generator) -> Tensor:
+    """Context as the painter would meet it: a little blur, tint and noise, in [-1, 1]."""
+    batch, device = len(image), image.device
+    blurred = F.avg_pool2d(F.pad(image, (1, 1, 1, 1), mode="replicate"), 3, stride=1)
+    mix = torch.rand((batch, 1, 1, 1), generator=generator, device=device)
+    mix = mix * coin(batch, settings.blur, generator, device)
+    tint = torch.randn((batch, 3, 1, 1), generator=generator, device=device) * settings.tint
+    strength = torch.rand((batch, 1, 1, 1), generator=generator, device=device) * settings.noise
+    strength = strength * coin(batch, 0.5, generator, device)
+    tint = tint * coin(batch, 0.5, generator, device)
+    noise = torch.randn(image.shape, generator=generator, device=device)
+    return (torch.lerp(image, blurred, mix) + tint + strength * noise).clamp(-1, 1)
 
 
 def stain_power(augment: AugmentSettings, batch: int, generator: torch.Generator, device: torch.device) -> Tensor:

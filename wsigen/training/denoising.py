@@ -21,7 +21,7 @@ from wsigen.models.stain import StyleRange
 from wsigen.training.corrupt import Corruptor, TrainingBatch
 from wsigen.training.loop import Trainable, Trainer
 from wsigen.training.manifest import Manifest
-from wsigen.training.patches import PatchBank
+from wsigen.training.patches import Crops, PatchBank
 from wsigen.training.settings import TrainSettings
 from wsigen.training.sheet import write_sample_sheet
 
@@ -49,13 +49,18 @@ class DenoisingTrainer(Trainer):
         if settings.initial_model:
             model = NasdmModel.from_pretrained(settings.initial_model).requires_grad_(True)
         else:
-            model = NasdmModel(_configure(settings, manifest, self.bank))
+            model = NasdmModel(self.configure(manifest))
         self.config = model.config
         self.schedule = NoiseSchedule.from_name(self.config.schedule, self.config.schedule_steps)
-        self._corruptors = {bank.split: self._corruptor(bank) for bank in (self.bank, self.held_out)}
+        self._corruptors = {bank.split: self.corruptor(bank) for bank in (self.bank, self.held_out)}
         return cast(Trainable, model)
 
-    def _corruptor(self, bank: PatchBank) -> Corruptor:
+    def configure(self, manifest: Manifest) -> ModelConfig:
+        """Fill the preset of the recipe with what the data says."""
+        return _configure(self.settings, manifest, self.bank)
+
+    def corruptor(self, bank: PatchBank) -> Callable[[Crops, torch.Generator], TrainingBatch]:
+        """What makes training batches of a bank's crops."""
         config, settings = self.config, self.settings
         _, raw, glass = bank.style_tensors(config.style_range)
         return Corruptor(
@@ -85,6 +90,8 @@ class DenoisingTrainer(Trainer):
             return hybrid_loss(self.schedule, config.prediction, mean, raw, clean.x0, t, noise), columns
         target = training_target(config.prediction, self.schedule, clean.x0, t, noise)
         weight = pixel_weights(clean.known, self.settings.known_weight, self.settings.border_weight)
+        if clean.ignored is not None:
+            weight = weight.masked_fill(clean.ignored, 0.0)
         error = (output.float() - target).square().mean(dim=1, keepdim=True) * weight
         return error.sum(dim=(1, 2, 3)) / weight.sum(dim=(1, 2, 3)).clamp(min=1), columns
 
@@ -98,6 +105,8 @@ class DenoisingTrainer(Trainer):
 def _configure(settings: TrainSettings, manifest: Manifest, bank: PatchBank) -> ModelConfig:
     """Fill a preset with what the data says: classes, scale, range of stain styles, named styles."""
     preset = ModelConfig.preset(settings.architecture)
+    if preset.paints != "slide":
+        raise SettingsError(f'architecture {preset.name!r} paints masks; its task is "mask"')
     if len(preset.classes) != len(manifest.classes):
         preset = replace(preset, classes=ClassTable.from_config(manifest.classes))
     vectors = np.array([style.vector for style in bank.styles])

@@ -40,6 +40,7 @@ VALIDATION_BATCH = 64
 # What a recipe's `task` may be, and what trains it; imported when asked for.
 TASKS = {
     "denoise": ("wsigen.training.denoising", "DenoisingTrainer"),
+    "mask": ("wsigen.training.masking", "MaskTrainer"),
     "distill": ("wsigen.training.distillation", "ConsistencyTrainer"),
     "segment": ("wsigen.training.segmenting", "SegmentingTrainer"),
     "features": ("wsigen.training.recognising", "RecognisingTrainer"),

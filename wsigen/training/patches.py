@@ -6,9 +6,11 @@ seen; each is flipped and turned at random (the eight symmetries of the square, 
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -40,6 +42,13 @@ class Crops:
     group: Tensor
 
 
+class Labels(NamedTuple):
+    """What decides where crops may be cut, and how often: classes and known, both (H, W) uint8, as in PixelFields."""
+
+    classes: np.ndarray
+    known: np.ndarray
+
+
 @dataclass(frozen=True)
 class CropTable:
     """Where crops of one window size may be cut: (N,) image index, x, y and cumulative sampling weight."""
@@ -66,31 +75,39 @@ class PatchBank:
         device: torch.device,
         depth: bool = False,
     ):
+        self._choose(folder, manifest, split, settings, device)
+        with ThreadPoolExecutor(8) as pool:
+            loaded = list(pool.map(lambda entry: _load(folder, entry, manifest.mpp), self.entries))
+            depths = pool.map(lambda entry: _depth(folder, entry), self.entries) if depth else iter(())
+        self._fields = [Labels(fields.classes, fields.known) for _, fields in loaded]
+        packed = (np.dstack(_parts(*image, *([next(depths)] if depth else []))) for image in loaded)
+        self._store([rgb.shape[:2] for rgb, _ in loaded], PLANES + depth, packed)
+        self.groups, self.styles = _group_styles(self.entries, loaded)
+        index_of = {group: index for index, group in enumerate(self.groups)}
+        self.group = torch.tensor([index_of[entry.group] for entry in self.entries], device=device)
+
+    def _choose(
+        self, folder: Path, manifest: Manifest, split: str, settings: TrainSettings, device: torch.device
+    ) -> None:
+        """Take the images of a split."""
         self.settings, self.device, self.split = settings, device, split
         self.entries = [entry for entry in manifest.images if entry.split == split]
         if split == "train" and settings.folds:
             self.entries = without_fold(self.entries, settings.folds, settings.fold)
         if not self.entries:
             raise DataError(f"{folder}: the manifest lists no image of split {split!r}; hold out or add some")
-        planes = PLANES + depth
         self.class_count = len(manifest.classes)
-        with ThreadPoolExecutor(8) as pool:
-            loaded = list(pool.map(lambda entry: _load(folder, entry, manifest.mpp), self.entries))
-            depths = pool.map(lambda entry: _depth(folder, entry), self.entries) if depth else iter(())
-        self._fields = [fields for _, fields in loaded]
-        sizes = np.array([rgb.shape[0] * rgb.shape[1] for rgb, _ in loaded], np.int64)
-        self.offset = torch.tensor(np.concatenate([[0], np.cumsum(sizes)[:-1]]), device=device)
-        self.width = torch.tensor([rgb.shape[1] for rgb, _ in loaded], device=device)
-        self.pixels = torch.empty((int(sizes.sum()), planes), dtype=torch.uint8, device=device)
-        for start, (rgb, fields) in zip(self.offset.tolist(), loaded):
-            parts = [rgb, fields.classes, fields.edges, fields.tissue, fields.derived, fields.glass]
-            packed = np.dstack([*parts, next(depths)] if depth else parts)
-            flat = torch.from_numpy(packed.reshape(-1, planes))
-            self.pixels[start : start + len(flat)] = flat.to(device)
-        self.groups, self.styles = _group_styles(self.entries, loaded)
-        index_of = {group: index for index, group in enumerate(self.groups)}
-        self.group = torch.tensor([index_of[entry.group] for entry in self.entries], device=device)
         self._tables: dict[int, CropTable] = {}
+
+    def _store(self, shapes: list[tuple[int, ...]], planes: int, images: Iterable[np.ndarray]) -> None:
+        """Lay images (H, W, planes) uint8 out on the device, one after the other."""
+        sizes = np.array([height * width for height, width in shapes], np.int64)
+        self.offset = torch.tensor(np.concatenate([[0], np.cumsum(sizes)[:-1]]), device=self.device)
+        self.width = torch.tensor([width for _, width in shapes], device=self.device)
+        self.pixels = torch.empty((int(sizes.sum()), planes), dtype=torch.uint8, device=self.device)
+        for start, image in zip(self.offset.tolist(), images):
+            flat = torch.from_numpy(image.reshape(-1, planes))
+            self.pixels[start : start + len(flat)] = flat.to(self.device)
 
     def style_tensors(self, style_range: StyleRange) -> tuple[Tensor, Tensor, Tensor]:
         """Per group: normalised style (G, 6), raw style (G, 6), glass white (G, 3) in 0..255, all float32."""
@@ -108,11 +125,16 @@ class PatchBank:
 
     def sample(self, window: int, batch: int, generator: torch.Generator) -> Crops:
         """Draw ``batch`` crops of ``window`` px, with random flips and right-angle turns."""
+        image, x, y, turn = self._drawn(window, batch, generator)
+        return self.cut(image, x, y, window, turn)
+
+    def _drawn(self, window: int, batch: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Draw image, x, y and turn of crops, (B,) each."""
         table = self.table(window)
         draw = torch.rand(batch, generator=generator, device=self.device, dtype=torch.float64)
         row = torch.searchsorted(table.cumulative, draw).clamp(max=len(table.image) - 1)
         turn = torch.randint(0, 8, (batch,), generator=generator, device=self.device)
-        return self.cut(table.image[row], table.x[row], table.y[row], window, turn)
+        return table.image[row], table.x[row], table.y[row], turn
 
     def cut(self, image: Tensor, x: Tensor, y: Tensor, window: int, turn: Tensor) -> Crops:
         """Cut crops at (x, y) of images; ``turn`` (B,) 0..7 picks a symmetry: bit 0 mirrors x, 1 y, 2 transposes."""
@@ -139,7 +161,7 @@ class PatchBank:
         arrays = (image, x, y, cumulative / cumulative[-1])
         return CropTable(*(torch.from_numpy(array).to(self.device) for array in arrays))
 
-    def _crops_of(self, entry: TrainingImage, fields: PixelFields, window: int) -> tuple[np.ndarray, ...]:
+    def _crops_of(self, entry: TrainingImage, fields: Labels, window: int) -> tuple[np.ndarray, ...]:
         """Crop positions of one image and their weights: 1, plus the weight of every class that a crop holds."""
         height, width = fields.classes.shape
         if height < window or width < window:
@@ -171,6 +193,11 @@ def _window_sums(plane: np.ndarray, ys: np.ndarray, xs: np.ndarray, window: int)
     integral[1:, 1:] = plane.cumsum(axis=0, dtype=np.int64).cumsum(axis=1)
     low, high, left, right = ys[:, None], ys[:, None] + window, xs[None], xs[None] + window
     return integral[high, right] - integral[low, right] - integral[high, left] + integral[low, left]
+
+
+def _parts(rgb: np.ndarray, fields: PixelFields, *more: np.ndarray) -> list[np.ndarray]:
+    """Planes of an image in the order of PLANES."""
+    return [rgb, fields.classes, fields.edges, fields.tissue, fields.derived, fields.glass, *more]
 
 
 def _load(folder: Path, entry: TrainingImage, mpp: float) -> tuple[np.ndarray, PixelFields]:

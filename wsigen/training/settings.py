@@ -63,6 +63,14 @@ class AugmentSettings:
 
 
 @dataclass(frozen=True)
+class LayoutSettings:
+    """How layouts of a mask model's crops are drawn."""
+
+    least_blurs: int = 1  # passes of a 1 2 1 mean over densities: from counts that nearly place each nucleus ...
+    most_blurs: int = 5  # ... to what a hand paints
+
+
+@dataclass(frozen=True)
 class AppearanceSettings:
     """How pictures are spoilt for networks that measure, so that they neither depend on a scanner nor overlook it."""
 
@@ -90,7 +98,7 @@ class DistillSettings:
 class TrainSettings:
     """A whole recipe."""
 
-    task: str = "denoise"  # denoise, distill, segment or features: see wsigen.training.loop.TASKS
+    task: str = "denoise"  # denoise, mask, distill, segment or features: see wsigen.training.loop.TASKS
     architecture: str = "nasdm-colon-20x"
     seed: int = 0
     phases: tuple[Phase, ...] = ()
@@ -116,6 +124,7 @@ class TrainSettings:
     condition: ConditionSettings = field(default_factory=ConditionSettings)
     augment: AugmentSettings = field(default_factory=AugmentSettings)
     appearance: AppearanceSettings = field(default_factory=AppearanceSettings)
+    layout: LayoutSettings = field(default_factory=LayoutSettings)
     distill: DistillSettings = field(default_factory=DistillSettings)
     styles: dict[str, str] = field(default_factory=dict)  # style name -> group of images that it is measured on
     default_style: str = ""

@@ -42,7 +42,7 @@ def write_sample_sheet(model: NasdmModel, bank: PatchBank, window: int, path: Pa
     model.train(was_training)
     rows = [_class_colours(bytes_[:, 3], model), bytes_[:, :3], ((painted + 1) * 127.5).round().clamp(0, 255).byte()]
     sheet = torch.cat([_row(images) for images in rows], dim=1).permute(1, 2, 0).cpu().numpy()
-    _write_png(sheet, path)
+    write_png(sheet, path)
 
 
 def _class_colours(classes: Tensor, model: NasdmModel) -> Tensor:
@@ -54,7 +54,8 @@ def _row(images: Tensor) -> Tensor:
     return torch.cat(list(images), dim=2)
 
 
-def _write_png(pixels: np.ndarray, path: Path) -> None:
+def write_png(pixels: np.ndarray, path: Path) -> None:
+    """Write a picture (H, W, 3) uint8."""
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
         import pyvips
