@@ -126,8 +126,8 @@ class Painter:
         """Paint 1 to ``batch_size`` windows of one size: (n, W, W, 3) uint8, known pixels as they were.
 
         ``stop`` is asked before every step, on a GPU before every batch; InterruptedError is raised once it answers
-        yes. This is `prepare`, `launch`
-        and `fetch` in turn; on a GPU different threads may do them for different batches, so that it never waits.
+        yes. This is `prepare`, `launch` and `fetch` in turn; on a GPU different threads may do them for different
+        batches, so that it never waits.
         """
         return self.fetch(self.launch(self.prepare(jobs), stop))[0]
 
