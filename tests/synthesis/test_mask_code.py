@@ -58,7 +58,7 @@ def whole_layout(width: int, height: int) -> Layout:
 def test_a_mask_survives_being_drawn_and_decoded(demo, picture):
     decoded = Decoder(CODE)(picture)
     assert matched(demo.instances.astype(np.int64), decoded.index) > 0.99
-    assert (decoded.classes == demo.classes).mean() > 0.998
+    assert (decoded.classes == demo.classes).mean() > 0.997
 
 
 def test_a_spoilt_picture_still_holds_most_nuclei(demo, spoilt):
