@@ -266,7 +266,7 @@ def plan_mask(
     folder, config = find_mask_model(settings.model)
     machine = machine_of(settings)
     _make_way(out, Path(settings.canvas) if settings.canvas else canvas_of(out), overwrite, resume)
-    layout = request.resolve(config).save(layout_beside(out))
+    layout = request.resolve(config)
     device, batch_size = machine.device, settings.batch_size
     spec = PaintSpec(
         mask=str(layout_beside(out).resolve()),
@@ -284,10 +284,11 @@ def plan_mask(
         dtype=device.dtype,
     )
     grid = WindowGrid(layout.width, layout.height, spec.window, spec.overlap)
+    rect = rect_of(settings.rect, grid)
     return MaskPlan(
         out=out,
         config=config,
-        layout=layout,
+        layout=layout.save(layout_beside(out)),
         spec=spec,
         grid=grid,
         machine=machine,
@@ -295,7 +296,7 @@ def plan_mask(
         model_sha256=weights_sha256(folder),
         occupied=survey_layout(grid, layout),
         canvas=Path(settings.canvas) if settings.canvas else canvas_of(out),
-        rect=rect_of(settings.rect, grid),
+        rect=rect,
         scheduler=settings.dask_scheduler,
     )
 

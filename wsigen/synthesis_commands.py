@@ -52,6 +52,8 @@ def _machine_options(command: Callable) -> Callable:
 @click.option("--steps", type=click.IntRange(1, 1000), help="Denoising steps. [default: the model's]")
 @click.option("--guidance-scale", type=float, help="Above 1 the layout is followed more closely. [default: 1, off]")
 @click.option("--rect", type=int, nargs=4, metavar="X Y W H", help="Sample only this part.")
+@click.option("--window", type=int, help="Side of a window, px. [default: the model's]")
+@click.option("--overlap", type=int, help="Pixels that neighbouring windows share. [default: the model's]")
 @click.option("--canvas", type=PATH, help="Folder for the store of what is painted. [default: beside the mask]")
 @click.option("--keep-canvas", is_flag=True, help="Keep it.")
 @_machine_options

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from wsigen.masks.synthesis.limits import NucleusLimits
-from wsigen.masks.synthesis.mask_code import LAND, MIDDLE, MaskCode
+from wsigen.masks.synthesis.mask_code import COAST, FOOT, LAND, MIDDLE, MaskCode
 
 CLIMB = 32  # pixels; the longest nuclei of the training data reach 36 px from their middle
 HOP = 4  # pixels between summits of one nucleus
@@ -102,7 +102,8 @@ def shapes(dy: np.ndarray, dx: np.ndarray, label: np.ndarray) -> tuple[np.ndarra
 
 def _summits(hill: np.ndarray) -> np.ndarray:
     """The summit of each pixel's nucleus: its flat index plus 1, or 0 for background; (H, W) int64."""
-    land = hill >= LAND
+    # The step at the coast is as high inside as outside: smoothing it mends ragged borders and moves no straight one.
+    land = _smoothed(np.clip(hill, FOOT, COAST)) >= 16 * LAND
     if not land.any():
         return np.zeros(hill.shape, np.int64)
     smooth = np.where(land, _smoothed(hill), -1)
