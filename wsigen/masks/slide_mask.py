@@ -32,7 +32,7 @@ __all__ = ["MaskSource", "MaskWindow", "ResampledMask", "SlideMask", "resampled_
 
 CACHE_BYTES = 128 << 20
 BAND_BYTES = 32 << 20
-BANDS_AHEAD = 2
+BANDS_AHEAD = 1
 DECODERS = min(8, os.cpu_count() or 1)
 DECODED_TOGETHER = 32  # segments of one read from which threads are started for it: bands of a scan
 SLICE_BYTES = 4 << 20
