@@ -34,6 +34,7 @@ class Continuity:
         for number in range(1, len(self.ring_gains) + 1):
             near = F.max_pool2d((self.distance < number).half(), 3, stride=1, padding=1) > 0
             self.distance = torch.where(near & (self.distance == 255), number, self.distance)
+        self._weights: list[Tensor] = []  # of the neighbours within each ring; the fused step needs none
 
     def correct(self, x0: Tensor, context: Tensor) -> Tensor:
         """Add the carried error to unknown pixels of the predicted image; both (B, C, H, W) float32.
@@ -41,10 +42,11 @@ class Continuity:
         ``context`` holds the true image where it is known. ``x0`` is clamped to the range of images already: what an
         unclamped prediction overshoots by on white glass would draw a grey line around it.
         """
+        numbers = range(1, len(self.ring_gains) + 1)
+        self._weights = self._weights or [self._neighbours((self.distance < number).float()) for number in numbers]
         error = torch.where(self.known, context - x0, 0.0)
         corrected = x0
-        for number, gain in enumerate(self.ring_gains, start=1):
-            weight = self._neighbours((self.distance < number).float())
+        for number, gain, weight in zip(numbers, self.ring_gains, self._weights, strict=True):
             ring = torch.where(self.distance == number, self._neighbours(error) / weight, 0.0)
             corrected = corrected + gain * ring
             error = error + ring
