@@ -47,7 +47,8 @@ def attention_torch(qkv: Tensor, heads: int, xformers: bool = False) -> Tensor:
     if xformers:
         from xformers.ops import memory_efficient_attention
 
-        out = memory_efficient_attention(query, key, value)
+        # Channels next to one another, as its kernels ask for.
+        out = memory_efficient_attention(query.contiguous(), key.contiguous(), value.contiguous())
     else:
         query, key, value = (tensor.transpose(1, 2) for tensor in (query, key, value))
         out = F.scaled_dot_product_attention(query, key, value).transpose(1, 2)

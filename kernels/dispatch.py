@@ -40,6 +40,20 @@ def xformers_obstacle() -> str | None:
         return "xformers needs a CUDA device"
     if importlib.util.find_spec("xformers") is None:
         return "xformers is not installed"
+    return _xformers_refusal()
+
+
+@cache
+def _xformers_refusal() -> str | None:
+    """Say why xformers refuses to attend on this GPU, as one built for another torch does; None if it attends."""
+    try:
+        from xformers.ops import memory_efficient_attention
+
+        probe = torch.zeros(1, 16, 1, 32, device="cuda", dtype=torch.float16)
+        memory_efficient_attention(probe, probe, probe)
+    except Exception as error:  # of any kind: what its binaries raise is not documented
+        told = (str(error).strip() or repr(error)).splitlines()[0].rstrip(":")
+        return f"xformers has no kernels for this GPU and torch {torch.__version__} ({told})"
     return None
 
 

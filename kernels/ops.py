@@ -193,7 +193,8 @@ def gather(images, patch, ones=False):  # type: ignore[no-untyped-def]
 @gather.register_fake
 def _(images, patch, ones=False):  # type: ignore[no-untyped-def]
     batch, _, height, width = images[0].shape
-    channels = padded_channels(sum(image.shape[1] for image in images) * patch**2 + ones)
+    extra = 1 if ones else 0  # torch 2.11 cannot trace the sum of a size and a bool
+    channels = padded_channels(sum(image.shape[1] for image in images) * patch**2 + extra)
     return empty_by_pixel((batch, channels, height // patch, width // patch), images[0])
 
 

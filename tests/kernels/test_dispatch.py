@@ -3,11 +3,18 @@
 import os
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
 from contract import needs_triton
-from wsigen_kernels.dispatch import attention_choice, norm_choice, triton_obstacle, xformers_obstacle
+from wsigen_kernels.dispatch import (
+    _xformers_refusal,
+    attention_choice,
+    norm_choice,
+    triton_obstacle,
+    xformers_obstacle,
+)
 
 REPORT = (
     "from wsigen_kernels.attention import BACKEND;"
@@ -92,6 +99,23 @@ def test_a_missing_package_is_told_from_a_missing_gpu(monkeypatch):
     assert xformers_obstacle() == "xformers is not installed"
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert xformers_obstacle() == "xformers needs a CUDA device"
+
+
+def test_an_xformers_without_kernels_for_this_torch_is_refused_in_one_line(monkeypatch):
+    def attend(query, key, value):
+        raise NotImplementedError("No operator found for `attention` with inputs:\n  query: (1, 16, 1, 32)")
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: object())
+    monkeypatch.setitem(sys.modules, "xformers.ops", SimpleNamespace(memory_efficient_attention=attend))
+    monkeypatch.setattr(torch, "zeros", lambda *shape, **kind: torch.ones(shape))  # on the device that is here
+    _xformers_refusal.cache_clear()
+    obstacle = xformers_obstacle()
+    _xformers_refusal.cache_clear()
+    assert obstacle == (
+        f"xformers has no kernels for this GPU and torch {torch.__version__} "
+        "(No operator found for `attention` with inputs)"
+    )
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,9 @@ A GPU that waits for Python to start kernels idles, the more so where Python's o
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import gc
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -43,6 +45,17 @@ class Recorded:
         torch.cuda.synchronize()
         self._graph = torch.cuda.CUDAGraph()
         # Other threads of this process may use the device meanwhile.
-        with torch.cuda.graph(self._graph, capture_error_mode="thread_local"):
+        with _no_collection(), torch.cuda.graph(self._graph, capture_error_mode="thread_local"):
             self._output = self._function(*self._inputs)
         self._kinds = [(tensor.shape, tensor.dtype) for tensor in tensors]
+
+
+@contextmanager
+def _no_collection() -> Iterator[None]:
+    """Hold Python's garbage collector: a graph of an older painter that it frees would spoil the recording."""
+    gc.collect()
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
