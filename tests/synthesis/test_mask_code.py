@@ -148,6 +148,19 @@ def test_touching_nuclei_are_two_hills():
     assert hill[0, 39] < 128 and not hills(np.zeros((5, 5), int)).any()
 
 
+@pytest.mark.parametrize(("valley", "touching"), [(120, False), (175, True)])
+def test_a_low_valley_parts_two_nuclei_and_a_high_one_does_not(valley, touching):
+    """Two plateaus of 240 with a slope to a valley of one column between them."""
+    profile = [0, 60, 112, 200, 240, 230, 200, valley, 200, 230, 240, 200, 112, 60, 0]
+    hill = np.zeros((15, 15), np.uint8)
+    hill[3:12] = profile
+    picture = np.dstack([hill, *[np.full_like(hill, 128 + value) for value in CODE.points[2]]])
+    index = Decoder(CODE)(picture).index
+    assert index.max() == 2
+    meets = (index[:, 1:] != index[:, :-1]) & (index[:, 1:] > 0) & (index[:, :-1] > 0)
+    assert meets.any() == touching
+
+
 def test_blank_pictures_hold_nothing():
     assert not Decoder(CODE)(np.full((50, 60, 3), BLANK, np.uint8)).index.any()
 

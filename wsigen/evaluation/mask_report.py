@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
@@ -64,7 +65,7 @@ def evaluate_masks(settings: MaskEvaluation, progress: Progress = lambda what, d
         sampled_fields = sampled_like(real_fields, classes, settings, progress)
     sampled = collected([sums_of(field, classes.names) for field in sampled_fields])
     floors = floor_of(real)
-    report.add(_scalars(real, sampled, floors, classes.names))
+    report.add(_scalars(real, sampled, floors, classes.names, report))
     report.add(_arrangement(real, sampled, report))
     if settings.sampled is not None and settings.sampled.is_file():
         report.add(_borders(settings, len(classes)))
@@ -128,11 +129,28 @@ def floor_of(real: Measured, seed: int = 0) -> dict[str, np.ndarray]:
     return floors
 
 
-def _scalars(real: Measured, sampled: Measured, floors: dict[str, np.ndarray], classes: tuple[str, ...]) -> Section:
+def _scalars(
+    real: Measured, sampled: Measured, floors: dict[str, np.ndarray], classes: tuple[str, ...], report: Report
+) -> Section:
     rows: list[Row] = []
+    pictures: list[str] = []
     for name, value in real.values.items():
         if name.startswith("g(r)") or name.endswith("mean square"):
             continue
+        if len(value) == len(classes):
+
+            def draw(axes: Axes, name: str = name) -> None:
+                for shift, (measured, label) in zip((-0.1, 0.1), ((real, "real"), (sampled, "sampled")), strict=True):
+                    low, high = measured.bands[name]
+                    at = np.arange(len(classes)) + shift
+                    middle = measured.values[name]
+                    spread = np.clip([middle - low, high - middle], 0, None)
+                    axes.errorbar(at, middle, spread, fmt="o", capsize=3, label=label)
+                axes.set_xticks(np.arange(len(classes)), classes, rotation=20)
+                axes.set(ylabel=name, ylim=(0, None))
+                axes.legend()
+
+            pictures += report.plot("nuclei-" + "-".join(re.findall(r"[a-z0-9]+", name)), draw)
         for index in range(len(value)):
             if np.isfinite(value[index]):
                 ours = sampled.values[name][index]
@@ -152,7 +170,7 @@ def _scalars(real: Measured, sampled: Measured, floors: dict[str, np.ndarray], c
         "Bands are 95 % from drawing fields anew. Floor: the ratio that halves of the real fields reach in 1 of 20 "
         f"splits. {real.fields} real and {sampled.fields} sampled fields."
     )
-    return Section("nuclei", "Numbers, sizes, neighbours", says, rows)
+    return Section("nuclei", "Numbers, sizes, neighbours", says, rows, pictures=pictures)
 
 
 def _interval(band: np.ndarray) -> str:

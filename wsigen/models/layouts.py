@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -9,16 +11,30 @@ from wsigen.masks.synthesis.layout import CELL, REGIONS
 
 
 def layout_planes(
-    cells: Tensor, corners: Tensor, size: int, dtype: torch.dtype = torch.float32
+    cells: Tensor,
+    corners: Tensor,
+    size: int,
+    dtype: torch.dtype = torch.float32,
+    gains: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Planes (B, K + 1, size, size) of windows, and where they are sure to be glass, (B, size, size) bool.
 
     ``cells`` (B, K, n, n) uint8, as `Layout.read` gives them; ``corners`` (B, 2) int64: x and y of the windows.
+    ``gains`` (C,) float32, see `density_gains`, or None for densities as they are.
     """
     place = (2 * corners + 1 - CELL).remainder(2 * CELL)  # of the first pixel in its cell, in 64ths
     fine = upsampled(cells.float(), place[:, 0], place[:, 1], size)
     glass = fine[:, -len(REGIONS)] > 254.5  # bytes and weights are whole numbers: 255 is exact
+    if gains is not None:
+        densities = (fine[:, : len(gains)] * gains[:, None, None]).clamp(max=255)
+        fine = torch.cat([densities, fine[:, len(gains) :]], 1)
     return with_present(fine / 255).to(dtype), glass
+
+
+def density_gains(response: Sequence[float], device: torch.device) -> Tensor | None:
+    """By how much bytes of densities grow so that a model that paints ``response`` for 1 paints 1: (C,) float32."""
+    # Bytes grow with the root of the density.
+    return torch.tensor(response, device=device).rsqrt() if response else None
 
 
 def with_present(planes: Tensor) -> Tensor:

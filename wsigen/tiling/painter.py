@@ -26,7 +26,7 @@ from wsigen.masks.conditions import Surroundings
 from wsigen.masks.synthesis.layout import LayoutWindow
 from wsigen.models.conditioning import condition_planes, derive_conditions
 from wsigen.models.denoise import WindowInputs, denoise
-from wsigen.models.layouts import layout_planes
+from wsigen.models.layouts import density_gains, layout_planes
 from wsigen.models.nasdm import NasdmModel
 from wsigen.models.recorded import Recorded
 from wsigen.models.stain import StainStyle
@@ -112,6 +112,7 @@ class Painter:
         vector = torch.from_numpy(config.style_range.normalise(np.asarray(style.vector)))
         self.style = vector.to(self.device, dtype).expand(batch_size, -1).contiguous()
         self._glass = torch.from_numpy(self.glass_rgb).to(self.device)
+        self._gains = density_gains(config.response, self.device)
         on_gpu = self.device.type == "cuda"
         self._recorded = Recorded(self._pixels) if on_gpu and num_inference_steps <= RECORDED_STEPS else None
         self._replaying = threading.Lock()
@@ -201,7 +202,7 @@ class Painter:
     def _conditions(self, given: Sequence[Tensor], corners: Tensor, size: int) -> tuple[Tensor, Tensor]:
         """Condition planes (B, P, W, W), and where glass is known, (B, W, W) bool."""
         if self.model.config.paints == "mask":
-            return layout_planes(given[0], corners, size, self.dtype)
+            return layout_planes(given[0], corners, size, self.dtype, self._gains)
         classes, edges, tissue, glass = derive_conditions(*given)
         return condition_planes(classes, edges, tissue, len(self.model.config.classes), self.dtype), glass
 
