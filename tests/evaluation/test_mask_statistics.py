@@ -102,7 +102,7 @@ def test_borders_of_windows_show_where_nuclei_avoid_them(tmp_path):
     write_slide_mask(tmp_path / "plain.tif", side, side, 0.5, [plain], True, True)
     number, *_ = border_profile(tmp_path / "plain.tif", 6, window, overlap).number
     assert number == pytest.approx(1, abs=0.1)
-    edges = [start for i in range(1, 9) for start in [i * 224 + 32 * (i % 2)]]
+    edges = [start for i in range(1, 9) for start in [i * 224 + 16 * (i % 2)]]
     ids = np.unique(np.concatenate([plain.instances[:, e - 5 : e + 5].ravel() for e in edges]))
     gone = np.isin(plain.instances, ids)
     gapped = MaskWindow(np.where(gone, 0, plain.classes), np.where(gone, 0, plain.instances), plain.tissue)

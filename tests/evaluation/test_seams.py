@@ -44,7 +44,7 @@ def stained(tissue, change):
 
 
 def test_borders_are_where_ownership_changes():
-    assert border_positions(1000, 256, 32).tolist() == [256, 448, 704, 896]
+    assert border_positions(1000, 256, 32).tolist() == [240, 448, 688, 896]
     assert border_positions(200, 256, 32).tolist() == []
 
 

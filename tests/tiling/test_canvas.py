@@ -71,7 +71,7 @@ def test_blank_chunks_count_as_done(tmp_path):
     canvas = Canvas.create(tmp_path / "c", BlockGrid(WindowGrid(100, 100, 64, 16), 1), RUN)
     block, colour = Block(0, 0), Colour(0, 0)
     assert not canvas.is_done(block, colour)
-    canvas.write(block, colour, np.zeros((64, 64, 3), np.uint8))
+    canvas.write(block, colour, np.zeros((56, 56, 3), np.uint8))
     assert canvas.is_done(block, colour)
     assert Canvas.open(tmp_path / "c").is_done(block, colour)
 
@@ -92,10 +92,10 @@ def test_a_damaged_chunk_counts_as_not_done_and_is_never_context(tmp_path, damag
     fresh = Canvas.open(tmp_path / "c")
     assert not fresh.is_done(Block(0, 0), Colour(0, 0))
     assert fresh.is_done(Block(0, 0), Colour(1, 0))
-    _, known = fresh.read_region(0, 0, 64, 64)
+    _, known = fresh.read_region(0, 0, 56, 56)
     assert not known.any()
     with pytest.raises(StoreError, match="damaged"):
-        fresh.read_region(0, 0, 64, 64, require=True)
+        fresh.read_region(0, 0, 56, 56, require=True)
 
 
 def test_panels_of_an_unfinished_canvas_are_refused(tmp_path):

@@ -36,11 +36,13 @@ def test_every_pixel_is_owned_by_exactly_one_existing_window(grid):
 @given(grids())
 @settings(max_examples=60, deadline=None)
 def test_a_pixel_belongs_to_the_first_stage_that_covers_it(grid):
-    first = np.full((grid.height, grid.width), 9, np.uint8)
+    """Covered by what a window keeps: all but a quarter of the overlap at each of its sides."""
+    first, margin = np.full((grid.height, grid.width), 9, np.uint8), grid.overlap // 4
     for j in range(grid.rows + 1):
         for i in range(grid.columns + 1):
             x, y, width, height = grid.extent(Window(i, j))
-            covered = first[y : y + height, x : x + width]
+            assert (x + margin) % grid.stride == (y + margin) % grid.stride == 0
+            covered = first[y + margin : y + height - margin, x + margin : x + width - margin]
             np.minimum(covered, Window(i, j).stage, out=covered)
     for window in grid.windows():
         x, y, width, height = grid.owned(window)
@@ -53,9 +55,20 @@ def test_context_comes_from_earlier_stages_of_at_most_8_neighbours(grid, data):
     window = data.draw(st.sampled_from(list(grid.windows())))
     x, y, width, height = grid.extent(window)
     seen = {grid.owner(px, py) for px in range(x, x + width, 4) for py in range(y, y + height, 4)} - {window}
-    existing = {w for w in seen if w.i < grid.columns and w.j < grid.rows}
-    assert existing == set(grid.dependencies(window))
-    assert all(neighbour.stage < window.stage for neighbour in existing)
+    existing = {w for w in seen if 0 <= w.i < grid.columns and 0 <= w.j < grid.rows}
+    earlier = {w for w in existing if w.stage < window.stage}
+    assert earlier == set(grid.dependencies(window))
+
+
+@given(grids(), st.data())
+@settings(max_examples=60, deadline=None)
+def test_context_is_as_wide_as_the_overlap_less_its_margin(grid, data):
+    window = data.draw(st.sampled_from(list(grid.windows())))
+    x, _, width, _ = grid.extent(window)
+    own = grid.owned(window)
+    margin = grid.overlap // 4
+    seen = grid.overlap - margin if window.i % 2 else margin
+    assert own.x - x == x + width - own.x - own.width == seen
 
 
 @given(grids(), st.data())
@@ -119,7 +132,7 @@ def test_sizes_that_do_not_fit_are_refused_in_one_line(arguments, named):
 
 
 def test_the_largest_overlap_is_three_eighths():
-    assert WindowGrid(10, 10, 256, 96).x_axis.owned_length(1) == 64
+    assert WindowGrid(10, 10, 256, 96).x_axis.owned_length(1) == 112
 
 
 def test_blocks_shrink_on_small_slides_and_fill_batches():

@@ -43,12 +43,16 @@ Progress = Callable[[str, int, int], None]
 
 @dataclass(frozen=True)
 class Area:
-    """A square area on the device, as large as whole windows need it: (1, P, H, W), (1, 1, H, W), (1, 3, H, W)."""
+    """A square area on the device, as large as whole windows need it: (1, P, H, W), (1, 1, H, W), (1, 3, H, W).
+
+    It begins ``margin`` px before the slide, as its windows do, and has that much beyond its last window's too.
+    """
 
     planes: Tensor
     glass: Tensor  # known as glass: float 0 or 1
     white: Tensor  # glass white where glass, 0 elsewhere, in [-1, 1]
     style: Tensor  # (1, 6)
+    margin: int
 
     @property
     def side(self) -> int:
@@ -66,14 +70,15 @@ class AreaPainter:
         self.device = area.planes.device
 
     def paint(self, method: str) -> np.ndarray:
-        """Paint by one of METHODS: (H, W, 3) uint8."""
+        """Paint by one of METHODS: (H, W, 3) uint8, from the slide's first pixel on."""
         self.calls = 0
         if method == "MultiDiffusion":
             painted = self._jointly()
         else:
             painted = {"context": self._in_stages, "independent": self._apart, "feathered": self._feathered}[method]()
         pixels = ((painted[0] + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
-        return pixels.permute(1, 2, 0).cpu().numpy()
+        kept = slice(self.area.margin, self.area.side - self.area.margin)
+        return pixels[:, kept, kept].permute(1, 2, 0).cpu().numpy()
 
     def sampler(self, steps: int) -> Sampler:
         """The model's sampler."""
@@ -130,8 +135,10 @@ class AreaPainter:
         return canvas
 
     def _put_unknown(self, canvas: Tensor, known: Tensor, x: int, y: int, pixels: Tensor) -> None:
-        place = np.s_[..., y : y + self.window, x : x + self.window]
-        stored = ((pixels + 1) * 127.5).round() / 127.5 - 1  # what a neighbour would read back
+        margin = self.area.margin
+        kept = slice(margin, self.window - margin)
+        place = np.s_[..., y + margin : y + self.window - margin, x + margin : x + self.window - margin]
+        stored = ((pixels[..., kept, kept] + 1) * 127.5).round() / 127.5 - 1  # what a neighbour would read back
         canvas[place] = torch.where(known[place] > 0, canvas[place], stored)
         known[place] = 1
 
@@ -187,7 +194,7 @@ def read_area(mask: SlideMask, model: NasdmModel, size: int, window: int, overla
     axis = Axis(min(size, mask.width, mask.height), window, overlap)
     side = (axis.count - 1) * axis.stride + window
     config = model.config
-    conditions = read_conditions(mask, 0, 0, side, side, mask.mpp or config.mpp)
+    conditions = read_conditions(mask, axis.origin(0), axis.origin(0), side, side, mask.mpp or config.mpp)
 
     def there(plane: np.ndarray) -> Tensor:
         return torch.from_numpy(np.ascontiguousarray(plane)).to(device)[None]
@@ -199,7 +206,7 @@ def read_area(mask: SlideMask, model: NasdmModel, size: int, window: int, overla
     style = config.style()
     white = torch.tensor(style.glass_rgb, device=device).float()[None, :, None, None] / 127.5 - 1
     vector = torch.from_numpy(config.style_range.normalise(np.array(style.vector)))[None].to(device)
-    return Area(planes, glass, white * glass, vector)
+    return Area(planes, glass, white * glass, vector, axis.margin)
 
 
 def study_seams(
@@ -229,7 +236,7 @@ def study_seams(
     rows, pictures = [], []
     for number, method in enumerate(METHODS):
         pixels = work.paint(method)
-        scores = seam_scores(_reader(pixels), area.side, area.side, window, overlap)
+        scores = seam_scores(_reader(pixels), *pixels.shape[:2], window, overlap)
         row: dict[str, object] = {"method": method, "network calls": work.calls}
         for entry in scores.rows(method):
             low, high, name = entry["low"], entry["high"], str(entry["statistic"])
@@ -237,7 +244,7 @@ def study_seams(
             if low is not None:
                 row[f"{name}, 95 %"] = f"{low:.2f} to {high:.2f}"
         rows.append(row)
-        corner = max(0, min(window - overlap, area.side - window))
+        corner = max(0, min(window - overlap, len(pixels) - window))
         part = pixels[corner : corner + window, corner : corner + window]
         pictures.append(report.picture(method.lower(), part))
         progress("methods", number + 1, len(METHODS))

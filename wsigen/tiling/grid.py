@@ -1,13 +1,15 @@
 """The window grid: which windows there are, in which order they are painted, and which pixels each of them owns.
 
-Windows of ``window`` pixels overlap by ``overlap`` and start at (0, 0) with the stride S = window - overlap. Window
+Windows of ``window`` pixels overlap by ``overlap`` and follow one another with the stride S = window - overlap. Window
 (i, j) has the colour (i % 2, j % 2) and is painted in one of three stages: (0, 0), then (1, 0) and (0, 1) together,
-then (1, 1). A pixel belongs to the first stage that covers it and is never repainted. Ownership is therefore separable:
-along each axis even windows own all their W pixels and odd ones the W - 2 O in their middle, so that the pixels of one
-axis repeat with the period 2 S::
+then (1, 1). The outermost M pixels of a window, a quarter of the overlap, are never kept: a network that sees nothing
+beyond them paints them worse. The first windows begin M pixels before the slide, which makes all windows alike. Of what
+is left, a pixel belongs to the first stage that covers it and is never repainted. Ownership is therefore separable:
+along each axis even windows own W - 2 M pixels and odd ones the W - 2 O + 2 M in their middle, so that the pixels of
+one axis repeat with the period 2 S::
 
-    |<----- even: W ----->|<- odd: W - 2 O ->|<----- even: W ----->| ...
-    0                     W                 2 S                 2 S + W
+    |<-- even: W - 2 M -->|<- odd: W - 2 O + 2 M ->|<-- even: W - 2 M -->| ...
+    0                  W - 2 M                    2 S              2 S + W - 2 M
 
 All of it is arithmetic on integers, one axis at a time; nothing here reads a file or knows about torch.
 """
@@ -35,6 +37,7 @@ class Colour(NamedTuple):
 STAGE_COLOURS: tuple[tuple[Colour, ...], ...] = ((Colour(0, 0),), (Colour(1, 0), Colour(0, 1)), (Colour(1, 1),))
 COLOURS = tuple(colour for stage in STAGE_COLOURS for colour in stage)
 STAGES = len(STAGE_COLOURS)
+MARGIN = 4  # a quarter of the overlap at each side of a window is not kept
 
 
 class Window(NamedTuple):
@@ -96,22 +99,32 @@ class Axis:
         return self.window - self.overlap
 
     @property
+    def margin(self) -> int:
+        """Pixels at both ends of a window that are not kept."""
+        return self.overlap // MARGIN
+
+    @property
     def count(self) -> int:
         """Number of windows that own a pixel of the slide."""
         return self.owner(self.length - 1) + 1
 
+    def origin(self, i: int) -> int:
+        """First pixel of window ``i``, before the slide for the first one."""
+        return i * self.stride - self.margin
+
     def owned_length(self, parity: int) -> int:
-        """Pixels that a window of this parity owns: W if even, W - 2 O if odd."""
-        return self.window - 2 * self.overlap * parity
+        """Pixels that a window of this parity owns: W - 2 M if even, W - 2 O + 2 M if odd."""
+        kept = self.window - 2 * self.margin
+        return 2 * self.stride - kept if parity else kept
 
     def owned_start(self, i: int) -> int:
         """First pixel that window ``i`` owns."""
-        return i * self.stride + self.overlap * (i % 2)
+        return i * self.stride + (self.overlap - 2 * self.margin) * (i % 2)
 
     def owner(self, pixel: int) -> int:
         """The window that owns a pixel."""
         period, rest = divmod(pixel, 2 * self.stride)
-        return 2 * period + (rest >= self.window)
+        return 2 * period + (rest >= self.owned_length(0))
 
     def neighbours(self, i: int) -> range:
         """Existing windows that own pixels within window ``i``, itself included: only odd windows look aside."""
@@ -191,8 +204,8 @@ class WindowGrid:
         return (Window(i, j) for j in self.y_axis.covering(y, y + height) for i in columns)
 
     def origin(self, window: Window) -> tuple[int, int]:
-        """Upper left pixel (x, y) of a window."""
-        return window[0] * self.stride, window[1] * self.stride
+        """Upper left pixel (x, y) of a window, outside the slide for those at its upper and left edge."""
+        return self.x_axis.origin(window[0]), self.y_axis.origin(window[1])
 
     def owner(self, x: int, y: int) -> Window:
         """The window that owns a pixel."""

@@ -52,7 +52,7 @@ def _seen(own: np.ndarray) -> np.ndarray:
 
 
 def _extent(axis: Axis, i: int) -> tuple[int, int]:
-    return i * axis.stride, i * axis.stride + axis.window
+    return axis.origin(i), axis.origin(i) + axis.window
 
 
 def survey_layout(grid: WindowGrid, layout: Layout) -> np.ndarray:
@@ -69,7 +69,7 @@ def survey_layout(grid: WindowGrid, layout: Layout) -> np.ndarray:
 
 def _cell_spans(axis: Axis, size: int) -> tuple[np.ndarray, np.ndarray]:
     """Cells [first, last) that decide each window of an axis."""
-    first = np.array([first_cell(i * axis.stride) for i in range(axis.count)])
+    first = np.array([first_cell(axis.origin(i)) for i in range(axis.count)])
     last = np.clip(first + cells_of(axis.window) - 1, 0, size - 1) + 1
     return np.clip(first, 0, size - 1), last
 
