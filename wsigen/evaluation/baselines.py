@@ -236,7 +236,7 @@ def study_seams(
     rows, pictures = [], []
     for number, method in enumerate(METHODS):
         pixels = work.paint(method)
-        scores = seam_scores(_reader(pixels), *pixels.shape[:2], window, overlap)
+        scores = seam_scores(_reader(pixels), pixels.shape[1], pixels.shape[0], window, overlap)
         row: dict[str, object] = {"method": method, "network calls": work.calls}
         for entry in scores.rows(method):
             low, high, name = entry["low"], entry["high"], str(entry["statistic"])
