@@ -50,22 +50,6 @@ def group_norm(
     return group_norm_torch(x, groups, weight, bias, gamma, beta, scale, shift, silu, eps, skip)
 
 
-def add_group_norm(x: Tensor, residual: Tensor, groups: int, **formula: Tensor | bool | float) -> tuple[Tensor, Tensor]:
-    """Normalise ``x + residual``, as :func:`group_norm`; return the result and the sum itself.
-
-    One pass adds and takes the statistics, where the Triton kernels run.
-    """
-    if BACKEND == "triton" and served(x) and not torch.is_grad_enabled():
-        from wsigen_kernels import ops
-
-        total, moments = ops.merge(x, None, residual, None, None, 0)
-        allowed = {name: formula.get(name) for name in ("weight", "bias", "gamma", "beta", "scale", "shift")}
-        silu, eps = formula.get("silu", True), formula.get("eps", 1e-5)
-        return ops.normalise(total, None, moments, None, groups, None, **allowed, silu=silu, eps=eps, resample=0), total
-    total = x + residual
-    return group_norm(total, groups, **formula), total  # type: ignore[arg-type]
-
-
 def served(x: Tensor) -> bool:
     """Whether the kernels take ``x``: on a GPU (or in Triton's interpreter), and not too large to index."""
     return (x.is_cuda or ANY_DEVICE) and fits(x)

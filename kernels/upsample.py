@@ -41,14 +41,3 @@ def map_shape(x: Tensor, phased: bool = False) -> tuple[int, int, int, int]:
     """Shape (B, C, H, W) of a feature map that may lie in places."""
     batch, channels, height, width = x.shape
     return (batch, channels // 4, 2 * (height - 1), 2 * (width - 1)) if phased else (batch, channels, height, width)
-
-
-def gathered(places: Tensor) -> Tensor:
-    """Bring what :func:`upsample_places` returned into the order of pixels: (B, O, 2 H, 2 W), channels_last."""
-    batch, channels, height, width = map_shape(places, phased=True)
-    out = places.new_empty((batch, height // 2, 2, width // 2, 2, channels))
-    for index in range(4):
-        row, column = divmod(index, 2)
-        own = places[:, index * channels : (index + 1) * channels]
-        out[:, :, row, :, column] = own[:, :, row : row + height // 2, column : column + width // 2].permute(0, 2, 3, 1)
-    return out.view(batch, height, width, channels).permute(0, 3, 1, 2)

@@ -5,7 +5,18 @@ import torch
 import torch.nn.functional as F
 from contract import needs_triton
 from wsigen_kernels import ops
-from wsigen_kernels.upsample import gathered, phase_weights, upsample_places
+from wsigen_kernels.upsample import map_shape, phase_weights, upsample_places
+
+
+def gathered(places):
+    """Bring what `upsample_places` returned into the order of pixels: (B, O, 2 H, 2 W), channels_last."""
+    batch, channels, height, width = map_shape(places, phased=True)
+    out = places.new_empty((batch, height // 2, 2, width // 2, 2, channels))
+    for index in range(4):
+        row, column = divmod(index, 2)
+        own = places[:, index * channels : (index + 1) * channels]
+        out[:, :, row, :, column] = own[:, :, row : row + height // 2, column : column + width // 2].permute(0, 2, 3, 1)
+    return out.view(batch, height, width, channels).permute(0, 3, 1, 2)
 
 
 @pytest.mark.parametrize(("height", "width"), [(1, 1), (5, 4), (16, 9)])
