@@ -65,11 +65,16 @@ class ModelConfig:
     overlap: int = 32
     num_inference_steps: int = 8
     sampler: Literal["ddpm", "ddim", "dpm++2m", "unipc", "consistency"] = "dpm++2m"
+    final_step: float = 1.0  # length of the last denoising step in lengths of the others, which are even; (0, 1]
     unet: UNetConfig = field(default_factory=UNetConfig)
     style_range: StyleRange = field(default_factory=StyleRange)
     styles: tuple[StainStyle, ...] = ()
     default_style: str = ""
     limits: tuple[NucleusLimits, ...] = ()  # of a mask model: what nuclei of each class are like
+
+    def __post_init__(self) -> None:
+        if not 0 < self.final_step <= 1:
+            raise ValueError(f"final_step {self.final_step}: must lie in (0, 1]")
 
     @property
     def condition_planes(self) -> int:
