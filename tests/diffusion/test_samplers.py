@@ -238,6 +238,24 @@ def test_log_snr_spacing_is_even_in_log_snr():
     assert gaps == pytest.approx([gaps[0]] * 8, rel=1e-9)
 
 
+@pytest.mark.parametrize("steps", [1, 2, 4, 8, 50, 1000])
+def test_a_shorter_final_step_leaves_the_others_even(steps):
+    schedule = SCHEDULES["cosine"]
+    timesteps = spaced_timesteps(schedule, steps, "trailing", final_step=0.4)
+    assert timesteps[0] == 999 and len(timesteps) == steps
+    gaps = [earlier - later for earlier, later in pairwise((*timesteps, 0.0))]
+    assert gaps[:-1] == pytest.approx([gaps[0]] * (steps - 1))
+    assert steps == 1 or gaps[-1] == pytest.approx(0.4 * gaps[0])
+    assert make_sampler("dpm++2m", schedule, steps, final_step=0.4).timesteps == timesteps
+
+
+def test_a_final_step_as_long_as_the_others_is_the_trailing_spacing():
+    schedule = SCHEDULES["cosine"]
+    short = spaced_timesteps(schedule, 8, "trailing", final_step=1 - 1e-9)
+    assert short == pytest.approx(spaced_timesteps(schedule, 8, "trailing"), abs=1.5)  # which rounds and starts at T
+    assert make_sampler("dpm++2m", schedule, 8, final_step=1.0) == make_sampler("dpm++2m", schedule, 8)
+
+
 def test_own_timesteps_may_be_real_numbers_and_the_plan_pickles():
     sampler = make_sampler("unipc", SCHEDULES["cosine"], 3, timesteps=(999, 512.5, 20.25))
     assert sampler.timesteps == (999, 512.5, 20.25)
@@ -253,6 +271,10 @@ def test_own_timesteps_may_be_real_numbers_and_the_plan_pickles():
         ("ddim", 8, {"eta": 1.5}),
         ("unipc", 8, {"eta": 0.5}),
         ("ddim", 8, {"spacing": "karras"}),
+        ("ddim", 8, {"final_step": 0.0}),
+        ("ddim", 8, {"final_step": 1.1}),
+        ("ddim", 8, {"final_step": float("nan")}),
+        ("ddim", 8, {"final_step": 0.5, "spacing": "log_snr"}),
         ("ddim", 2, {"timesteps": (10, 20)}),
         ("ddim", 2, {"timesteps": (1000, 20)}),
         ("ddim", 3, {"timesteps": (900, 20)}),

@@ -68,6 +68,25 @@ def test_what_is_no_configuration_is_refused_by_name(text):
         ModelConfig.from_json(text, "somewhere.json")
 
 
+def test_a_configuration_of_before_final_steps_samples_evenly():
+    data = json.loads(TINY.to_json())
+    del data["final_step"]
+    assert ModelConfig.from_json(json.dumps(data)) == TINY
+
+
+@pytest.mark.parametrize("final_step", [0, -1, 1.5, "half"])
+def test_a_final_step_out_of_range_is_refused_by_name(final_step):
+    text = json.dumps({**json.loads(TINY.to_json()), "final_step": final_step})
+    with pytest.raises(ModelError, match=r"somewhere\.json.*final_step|somewhere\.json.*'str'"):
+        ModelConfig.from_json(text, "somewhere.json")
+
+
+def test_another_final_step_is_another_model(folder):
+    before = weights_sha256(folder)  # part of the record that a resumed run must agree with
+    (folder / "config.json").write_text(replace(TINY, final_step=0.5).to_json())
+    assert weights_sha256(folder) != before
+
+
 def test_an_unknown_preset_or_style_names_those_there_are():
     with pytest.raises(ModelError, match="nasdm-paper"):
         ModelConfig.preset("nasdm-papers")

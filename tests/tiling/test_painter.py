@@ -47,6 +47,14 @@ def strips(seed=0):
     return {"context": np.where(known[..., None], context, 0).astype(np.uint8), "known": known}
 
 
+def test_the_model_says_how_short_the_final_step_is(spec, model_path):
+    model = NasdmModel.from_pretrained(model_path)
+    evenly = make_painter(spec, model, 4).sampler.timesteps
+    model.config = replace(model.config, final_step=0.5)
+    shorter = make_painter(spec, model, 4).sampler.timesteps
+    assert shorter[0] == evenly[0] and shorter[-1] == pytest.approx(999 * 0.5 / 3.5)
+
+
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_pixels_depend_neither_on_the_row_nor_on_the_company(spec, model_path, job_at, dtype):
     with fixed_threads():

@@ -136,17 +136,21 @@ def make_sampler(
     eta: float = 0.0,
     spacing: Spacing = "trailing",
     timesteps: Sequence[float] | None = None,
+    final_step: float = 1.0,
 ) -> Sampler:
     """Sampler of that name over ``num_inference_steps`` timesteps.
 
-    ``eta`` is ddim's share of fresh noise (0: deterministic, 1: as much as ddpm). ``timesteps`` replaces the spacing:
-    strictly falling real numbers in [0, T - 1], as many as the steps. Raises SettingsError.
+    ``eta`` is ddim's share of fresh noise (0: deterministic, 1: as much as ddpm). ``spacing`` and ``final_step`` are
+    those of :func:`spaced_timesteps`; ``timesteps`` replaces both: strictly falling real numbers in [0, T - 1], as many
+    as the steps. Raises SettingsError.
     """
     if name not in _PLANS:
         raise SettingsError(f"sampler {name!r}: unknown; choose one of {', '.join(_PLANS)}")
     if not 0 <= eta <= 1 or (eta > 0 and name != "ddim"):
         raise SettingsError(f"eta {eta}: must lie in [0, 1], and be 0 for every sampler but ddim (here: {name})")
-    chosen = spaced_timesteps(schedule, num_inference_steps, spacing) if timesteps is None else tuple(timesteps)
+    if timesteps is None:
+        timesteps = spaced_timesteps(schedule, num_inference_steps, spacing, final_step)
+    chosen = tuple(timesteps)
     falling = all(later < earlier for earlier, later in pairwise(chosen))
     if len(chosen) != num_inference_steps or not falling or not 0 <= chosen[-1] <= chosen[0] <= schedule.T - 1:
         raise SettingsError(f"timesteps: need {num_inference_steps}, strictly falling within [0, {schedule.T - 1}]")
@@ -155,17 +159,28 @@ def make_sampler(
     return Sampler(name, (*_PLANS[name](knots, eta), last))
 
 
-def spaced_timesteps(schedule: NoiseSchedule, num_inference_steps: int, spacing: Spacing) -> tuple[float, ...]:
+def spaced_timesteps(
+    schedule: NoiseSchedule, num_inference_steps: int, spacing: Spacing, final_step: float = 1.0
+) -> tuple[float, ...]:
     """Timesteps for so many steps, falling. The first three are whole numbers (Lin et al. 2024, table 2).
 
     trailing: from T - 1 down, evenly; the last is T / steps - 1. linspace: T - 1 to 0, both included.
     leading: from 0 up, evenly; T - 1 is not among them. log_snr: T - 1 to 0, evenly in log-SNR (Lu et al. 2022).
+
+    ``final_step`` in (0, 1] is the length of the last step, the one to clean data, in lengths of the others. Trailing
+    timesteps alone can have a shorter one, and are real numbers then. What noise still hides at the last timestep is
+    averaged away, so that a few even steps paint too smoothly: the least level of noise is a choice of its own, as in
+    Karras et al. 2022, table 1.
     """
     T, n = schedule.T, num_inference_steps
     if not 1 <= n <= T:
         raise SettingsError(f"steps {n}: must lie in [1, {T}]")
+    if not 0 < final_step <= 1 or (final_step < 1 and spacing != "trailing"):
+        raise SettingsError(f"final_step {final_step}: must lie in (0, 1], and be 1 unless the spacing is trailing")
     if n == 1 and spacing != "leading":
         return (float(T - 1),)
+    if final_step < 1:
+        return tuple((T - 1) * (1 - k / (n - 1 + final_step)) for k in range(n))
     if spacing == "trailing":
         return tuple(float(round(T - k * T / n) - 1) for k in range(n))
     if spacing == "leading":

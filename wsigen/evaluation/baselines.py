@@ -82,7 +82,8 @@ class AreaPainter:
 
     def sampler(self, steps: int) -> Sampler:
         """The model's sampler."""
-        return make_sampler(cast(SamplerName, self.model.config.sampler), self.schedule, steps)
+        config = self.model.config
+        return make_sampler(cast(SamplerName, config.sampler), self.schedule, steps, final_step=config.final_step)
 
     def _places(self, stride: int) -> list[tuple[int, int]]:
         last = self.area.side - self.window

@@ -167,7 +167,8 @@ def paint_patches(
     where = material.bank.device
     schedule = NoiseSchedule.from_name(config.schedule, config.schedule_steps)
     name = cast(SamplerName, options.sampler or config.sampler)
-    sampler = make_sampler(name, schedule, options.steps or config.num_inference_steps)
+    steps = options.steps or config.num_inference_steps
+    sampler = make_sampler(name, schedule, steps, final_step=config.final_step)
     normalised, _, glass = material.bank.style_tensors(config.style_range)
     batch = PAINT_BATCH[device.device]
     painted = []

@@ -102,7 +102,9 @@ class Painter:
         config = model.config
         self.model = model
         self.schedule = NoiseSchedule.from_name(config.schedule, config.schedule_steps)
-        self.sampler = make_sampler(cast(SamplerName, sampler), self.schedule, num_inference_steps, eta)
+        self.sampler = make_sampler(
+            cast(SamplerName, sampler), self.schedule, num_inference_steps, eta, final_step=config.final_step
+        )
         self.guidance_scale = guidance_scale
         self.seed = seed
         self.batch_size = batch_size

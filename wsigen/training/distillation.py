@@ -48,7 +48,7 @@ class ConsistencyTrainer(DenoisingTrainer):
                 f"initial_model {settings.initial_model}: predicts {student.config.prediction}; tuning needs a v model "
                 "without a learned variance"
             )
-        self.config = replace(self.config, sampler="consistency", num_inference_steps=STUDENT_STEPS)
+        self.config = replace(self.config, sampler="consistency", num_inference_steps=STUDENT_STEPS, final_step=1.0)
         student.config = self.config
         teacher = NasdmModel.from_pretrained(settings.initial_model).to(self.process.device)
         teacher.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch types omit it

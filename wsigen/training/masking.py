@@ -69,7 +69,8 @@ class MaskTrainer(DenoisingTrainer):
             bank.sample(window, COLUMNS, torch.Generator(device).manual_seed(7)), torch.Generator(device).manual_seed(7)
         )
         noise = torch.randn(batch.x0.shape, generator=torch.Generator(device).manual_seed(8), device=device)
-        sampler = make_sampler(config.sampler, self.schedule, min(config.num_inference_steps, SHEET_STEPS))
+        steps = min(config.num_inference_steps, SHEET_STEPS)
+        sampler = make_sampler(config.sampler, self.schedule, steps, final_step=config.final_step)
         inputs = WindowInputs(batch.planes, batch.context, batch.known, batch.style)
         self.averaged.eval()
         with self.autocast():

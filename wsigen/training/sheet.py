@@ -33,7 +33,7 @@ def write_sample_sheet(model: NasdmModel, bank: PatchBank, window: int, path: Pa
     white = (glass[crops.group] / 127.5 - 1)[:, :, None, None]
     inputs = WindowInputs(planes, white * known, known, normalised[crops.group])
     schedule = NoiseSchedule.from_name(config.schedule, config.schedule_steps)
-    sampler = make_sampler(config.sampler, schedule, steps)
+    sampler = make_sampler(config.sampler, schedule, steps, final_step=config.final_step)
     noise = torch.randn((COLUMNS, 3, window, window), generator=torch.Generator(device).manual_seed(8), device=device)
     was_training = model.training
     model.eval()
