@@ -226,29 +226,13 @@ def plan_render(
     if config.paints != "slide":
         raise SettingsError(f"--model {folder}: paints masks, not slides; use it with `wsigen mask sample --model`")
     machine = machine_of(settings)
-    device = machine.device
-    batch_size = settings.batch_size
     path = _slide_path(mask, out, settings.format)
     if settings.labels is not None and settings.labels not in LABEL_ENDINGS:
         raise SettingsError(f"labels {settings.labels!r}: must be one of {', '.join(LABEL_ENDINGS)}")
     if settings.labels is not None and settings.rect is not None:
         raise SettingsError("--labels: of whole slides; leave it out with --rect")
     facts = facts or MaskFacts.read(mask, config)
-    spec = PaintSpec(
-        mask=str(Path(mask).resolve()),
-        model=str(folder),
-        style=_style(settings.style, config),
-        mpp=facts.mpp,
-        seed=settings.default("seed"),
-        sampler=settings.sampler or config.sampler,
-        num_inference_steps=settings.steps or config.num_inference_steps,
-        guidance_scale=settings.default("guidance_scale"),
-        window=settings.window or config.window,
-        overlap=config.overlap if settings.overlap is None else settings.overlap,
-        batch_size=settings.default("batch_size")[device.device] if batch_size is None else batch_size,
-        device=device.device,
-        dtype=device.dtype,
-    )
+    spec = paint_spec(Path(mask), folder, config, _style(settings.style, config), facts.mpp, settings, machine)
     grid = WindowGrid(facts.width, facts.height, spec.window, spec.overlap)
     summary = facts.summary
     return RenderPlan(
@@ -271,6 +255,34 @@ def plan_render(
         format=format_of(path, settings.format),
         labels_format=settings.labels,
         patient_id=settings.patient_id,
+    )
+
+
+def paint_spec(
+    source: Path,
+    model: Path,
+    config: ModelConfig,
+    style: StainStyle,
+    mpp: float,
+    settings: RenderSettings,
+    machine: Machine,
+) -> PaintSpec:
+    """What painting from ``source`` (a mask, or a layout) takes: the settings, else the model's own, else defaults."""
+    device, batch_size = machine.device, settings.batch_size
+    return PaintSpec(
+        mask=str(source.resolve()),
+        model=str(model),
+        style=style,
+        mpp=mpp,
+        seed=settings.default("seed"),
+        sampler=settings.sampler or config.sampler,
+        num_inference_steps=settings.steps or config.num_inference_steps,
+        guidance_scale=settings.default("guidance_scale"),
+        window=settings.window or config.window,
+        overlap=config.overlap if settings.overlap is None else settings.overlap,
+        batch_size=settings.default("batch_size")[device.device] if batch_size is None else batch_size,
+        device=device.device,
+        dtype=device.dtype,
     )
 
 

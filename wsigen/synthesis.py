@@ -29,7 +29,7 @@ from wsigen.models.config import ModelConfig
 from wsigen.models.nasdm import weights_sha256
 from wsigen.models.registry import MASK_MODEL, find_model, shipped_models
 from wsigen.models.stain import StainStyle
-from wsigen.rendering import RenderResult, machine_of, rect_of, render
+from wsigen.rendering import RenderResult, machine_of, paint_spec, rect_of, render
 from wsigen.tiling.canvas import Canvas, CanvasPanels
 from wsigen.tiling.cluster import Machine
 from wsigen.tiling.engine import Progress, paint_canvas, plan_blocks
@@ -267,22 +267,8 @@ def plan_mask(
     machine = machine_of(settings)
     _make_way(out, Path(settings.canvas) if settings.canvas else canvas_of(out), overwrite, resume)
     layout = request.resolve(config)
-    device, batch_size = machine.device, settings.batch_size
-    spec = PaintSpec(
-        mask=str(layout_beside(out).resolve()),
-        model=str(folder),
-        style=StainStyle("mask", glass_rgb=BLANK),
-        mpp=layout.mpp,
-        seed=settings.default("seed"),
-        sampler=settings.sampler or config.sampler,
-        num_inference_steps=settings.steps or config.num_inference_steps,
-        guidance_scale=settings.default("guidance_scale"),
-        window=settings.window or config.window,
-        overlap=config.overlap if settings.overlap is None else settings.overlap,
-        batch_size=settings.default("batch_size")[device.device] if batch_size is None else batch_size,
-        device=device.device,
-        dtype=device.dtype,
-    )
+    style = StainStyle("mask", glass_rgb=BLANK)
+    spec = paint_spec(layout_beside(out), folder, config, style, layout.mpp, settings, machine)
     grid = WindowGrid(layout.width, layout.height, spec.window, spec.overlap)
     rect = rect_of(settings.rect, grid)
     return MaskPlan(
