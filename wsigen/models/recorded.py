@@ -54,8 +54,10 @@ class Recorded:
 def _no_collection() -> Iterator[None]:
     """Hold Python's garbage collector: a graph of an older painter that it frees would spoil the recording."""
     gc.collect()
+    enabled = gc.isenabled()
     gc.disable()
     try:
         yield
     finally:
-        gc.enable()
+        if enabled:
+            gc.enable()
