@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +20,12 @@ LAYOUT_HELP = f"{LAYOUTS}; or a picture painted in the colours of zones, a mask,
 
 
 def _layout_options(command: Callable) -> Callable:
+    """Add the options that say where what lies; the command is called with what they make, ``request``."""
+
+    @wraps(command)
+    def requested(source: str, size: str | None, more: tuple[str, ...], seed: int, **options: Any) -> None:
+        command(request=_request(source, size, seed, more), **options)
+
     options = (
         click.option("--layout", "source", default="mixed", show_default=True, help=LAYOUT_HELP),
         click.option("--size", help="Side of the slide in px, or WxH. [default: that of the mask or layout]"),
@@ -27,8 +34,8 @@ def _layout_options(command: Callable) -> Callable:
         click.option("--overwrite", is_flag=True, help="Replace what exists."),
     )
     for option in reversed(options):
-        command = option(command)
-    return command
+        requested = option(requested)
+    return requested
 
 
 def _machine_options(command: Callable) -> Callable:
@@ -59,10 +66,7 @@ def _machine_options(command: Callable) -> Callable:
 @_machine_options
 def sample(
     out: Path,
-    source: str,
-    size: str | None,
-    more: tuple[str, ...],
-    seed: int,
+    request: LayoutRequest,
     overwrite: bool,
     resume: bool,
     keep_canvas: bool,
@@ -73,12 +77,11 @@ def sample(
     from wsigen.config import RenderSettings
     from wsigen.synthesis import sample_mask
 
-    request = _request(source, size, seed, more)
     with progress_display() as display:
         result = sample_mask(
             out,
             request,
-            RenderSettings(seed=seed, **options),
+            RenderSettings(seed=request.seed, **options),
             overwrite=overwrite,
             resume=resume,
             keep_canvas=keep_canvas,
@@ -97,10 +100,7 @@ def sample(
 @click.option("--picture", type=PATH, help="Also draw it: glass white, glands green, lumina blue, stroma by density.")
 def layout(
     out: Path,
-    source: str,
-    size: str | None,
-    more: tuple[str, ...],
-    seed: int,
+    request: LayoutRequest,
     overwrite: bool,
     model: str,
     picture: Path | None,
@@ -111,7 +111,7 @@ def layout(
     for path in (out, picture):
         if path is not None and path.exists() and not overwrite:
             raise SettingsError(f"{path} exists; replace it with --overwrite, or choose another name")
-    made = _request(source, size, seed, more).resolve(load_config(model or DEFAULT_MODEL)).save(out)
+    made = request.resolve(load_config(model or DEFAULT_MODEL)).save(out)
     counts = ", ".join(f"{count:,.0f} {name}" for name, count in zip(made.classes, made.expected(), strict=True))
     click.echo(f"wrote {out}: {made.width:,} x {made.height:,} px, about {counts} nuclei")
     if picture is not None:
@@ -132,10 +132,7 @@ def layout(
 @_machine_options
 def synth(
     out: Path,
-    source: str,
-    size: str | None,
-    more: tuple[str, ...],
-    seed: int,
+    request: LayoutRequest,
     overwrite: bool,
     resume: bool,
     mask_model: str,
@@ -147,12 +144,11 @@ def synth(
     from wsigen.config import RenderSettings
     from wsigen.synthesis import synthesise
 
-    request = _request(source, size, seed, more)
     with progress_display() as display:
         result = synthesise(
             out,
             request,
-            RenderSettings(seed=seed, **options),
+            RenderSettings(seed=request.seed, **options),
             mask_model=mask_model,
             mask_steps=mask_steps,
             overwrite=overwrite,

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import pyvips
 import torch
+from short_run import SHORT
 
 from wsigen.errors import SettingsError
 from wsigen.masks.synthesis.decoding import Decoder
@@ -20,20 +21,10 @@ from wsigen.training.layouts import CODE, CUT, MARGIN, MARKS, MaskBank, drawn_la
 from wsigen.training.loop import train
 from wsigen.training.masking import MaskCorruptor
 from wsigen.training.prepare import prepare
-from wsigen.training.settings import Phase, TrainSettings
+from wsigen.training.settings import Phase
 
 SIDE = 192
-SETTINGS = TrainSettings(
-    task="mask",
-    architecture="tiny-mask",
-    phases=(Phase((64, 128), (4, 2), 4),),
-    learning_rate=1e-3,
-    warmup_steps=1,
-    decay_steps=1,
-    log_every=2,
-    evaluate_every=2,
-    checkpoint_every=4,
-)
+SETTINGS = replace(SHORT, task="mask", architecture="tiny-mask", phases=(Phase((64, 128), (4, 2), 4),))
 
 
 @pytest.fixture(scope="module")

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import pyvips
 import torch
+from short_run import SHORT
 
 from wsigen.diffusion.samplers import make_sampler
 from wsigen.diffusion.schedules import NoiseSchedule
@@ -22,19 +23,9 @@ from wsigen.training.manifest import TrainingImage
 from wsigen.training.patches import without_fold
 from wsigen.training.prepare import prepare
 from wsigen.training.segmenting import dice_loss
-from wsigen.training.settings import DistillSettings, Phase, TrainSettings
+from wsigen.training.settings import DistillSettings, Phase
 
 SIDE = 128
-SHORT = TrainSettings(
-    architecture="tiny",
-    phases=(Phase((32, 64), (4, 2), 4),),
-    learning_rate=1e-3,
-    warmup_steps=1,
-    decay_steps=1,
-    log_every=2,
-    evaluate_every=2,
-    checkpoint_every=4,
-)
 
 
 @pytest.fixture(scope="module")

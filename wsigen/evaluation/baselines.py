@@ -24,7 +24,7 @@ from torch import Tensor
 from wsigen.devices import choose_device
 from wsigen.diffusion.gaussian import PredictionType, to_x0
 from wsigen.diffusion.noise import coordinate_normals
-from wsigen.diffusion.samplers import Sampler, SamplerName, make_sampler
+from wsigen.diffusion.samplers import Sampler
 from wsigen.diffusion.schedules import NoiseSchedule
 from wsigen.errors import SettingsError
 from wsigen.evaluation.material import PAINT_BATCH, load_painter
@@ -33,7 +33,7 @@ from wsigen.evaluation.seams import seam_scores
 from wsigen.masks.conditions import read_conditions
 from wsigen.masks.slide_mask import SlideMask
 from wsigen.models.conditioning import condition_planes
-from wsigen.models.denoise import WindowInputs, denoise
+from wsigen.models.denoise import WindowInputs, denoise, model_sampler
 from wsigen.models.nasdm import NasdmModel
 from wsigen.tiling.grid import STAGE_COLOURS, Axis
 
@@ -82,8 +82,7 @@ class AreaPainter:
 
     def sampler(self, steps: int) -> Sampler:
         """The model's sampler."""
-        config = self.model.config
-        return make_sampler(cast(SamplerName, config.sampler), self.schedule, steps, final_step=config.final_step)
+        return model_sampler(self.model.config, self.schedule, steps)
 
     def _places(self, stride: int) -> list[tuple[int, int]]:
         last = self.area.side - self.window

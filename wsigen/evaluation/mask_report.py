@@ -6,6 +6,7 @@ import re
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -138,19 +139,8 @@ def _scalars(
         if name.startswith("g(r)") or name.endswith("mean square"):
             continue
         if len(value) == len(classes):
-
-            def draw(axes: Axes, name: str = name) -> None:
-                for shift, (measured, label) in zip((-0.1, 0.1), ((real, "real"), (sampled, "sampled")), strict=True):
-                    low, high = measured.bands[name]
-                    at = np.arange(len(classes)) + shift
-                    middle = measured.values[name]
-                    spread = np.clip([middle - low, high - middle], 0, None)
-                    axes.errorbar(at, middle, spread, fmt="o", capsize=3, label=label)
-                axes.set_xticks(np.arange(len(classes)), classes, rotation=20)
-                axes.set(ylabel=name, ylim=(0, None))
-                axes.legend()
-
-            pictures += report.plot("nuclei-" + "-".join(re.findall(r"[a-z0-9]+", name)), draw)
+            picture = "nuclei-" + "-".join(re.findall(r"[a-z0-9]+", name))
+            pictures += report.plot(picture, partial(_draw_by_class, name=name, both=(real, sampled), classes=classes))
         for index in range(len(value)):
             if np.isfinite(value[index]):
                 ours = sampled.values[name][index]
@@ -171,6 +161,18 @@ def _scalars(
         f"splits. {real.fields} real and {sampled.fields} sampled fields."
     )
     return Section("nuclei", "Numbers, sizes, neighbours", says, rows, pictures=pictures)
+
+
+def _draw_by_class(axes: Axes, name: str, both: tuple[Measured, Measured], classes: tuple[str, ...]) -> None:
+    """A measure of both sides with its band, class by class."""
+    places = np.arange(len(classes))
+    for shift, measured, label in zip((-0.1, 0.1), both, ("real", "sampled"), strict=True):
+        middle, (low, high) = measured.values[name], measured.bands[name]
+        spread = np.clip([middle - low, high - middle], 0, None)
+        axes.errorbar(places + shift, middle, spread, fmt="o", capsize=3, label=label)
+    axes.set_xticks(places, classes, rotation=20)
+    axes.set(ylabel=name, ylim=(0, None))
+    axes.legend()
 
 
 def _interval(band: np.ndarray) -> str:

@@ -9,19 +9,17 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import cast
 
 import numpy as np
 import torch
 
 from wsigen.devices import DeviceChoice
 from wsigen.diffusion.noise import coordinate_normals
-from wsigen.diffusion.samplers import SamplerName, make_sampler
 from wsigen.diffusion.schedules import NoiseSchedule
 from wsigen.errors import DataError, SettingsError
 from wsigen.evaluation.fidelity import instances_of
 from wsigen.models.conditioning import condition_planes
-from wsigen.models.denoise import WindowInputs, denoise
+from wsigen.models.denoise import WindowInputs, denoise, model_sampler
 from wsigen.models.nasdm import NasdmModel
 from wsigen.training import manifest as folder_format
 from wsigen.training.patches import Crops, PatchBank
@@ -166,9 +164,7 @@ def paint_patches(
     numbers = np.arange(len(material.patches)) if which is None else np.asarray(which)
     where = material.bank.device
     schedule = NoiseSchedule.from_name(config.schedule, config.schedule_steps)
-    name = cast(SamplerName, options.sampler or config.sampler)
-    steps = options.steps or config.num_inference_steps
-    sampler = make_sampler(name, schedule, steps, final_step=config.final_step)
+    sampler = model_sampler(config, schedule, options.steps or config.num_inference_steps, options.sampler or "")
     normalised, _, glass = material.bank.style_tensors(config.style_range)
     batch = PAINT_BATCH[device.device]
     painted = []

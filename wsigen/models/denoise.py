@@ -18,11 +18,20 @@ from wsigen.diffusion import fused_step
 from wsigen.diffusion.continuity import Continuity
 from wsigen.diffusion.gaussian import PredictionType, to_x0
 from wsigen.diffusion.guidance import guide, is_guided
-from wsigen.diffusion.samplers import Sampler
+from wsigen.diffusion.samplers import Sampler, SamplerName, make_sampler
 from wsigen.diffusion.schedules import NoiseSchedule
 from wsigen.models.conditioned import ConditionedNetwork, Conditions
 from wsigen.models.conditioning import null_planes
+from wsigen.models.config import ModelConfig
 from wsigen.models.nasdm import NasdmModel
+
+
+def model_sampler(
+    config: ModelConfig, schedule: NoiseSchedule, num_inference_steps: int, name: str = "", eta: float = 0.0
+) -> Sampler:
+    """The sampler that a model is painted with, or another by ``name``, at the model's own spacing of steps."""
+    chosen = cast(SamplerName, name or config.sampler)
+    return make_sampler(chosen, schedule, num_inference_steps, eta, final_step=config.final_step)
 
 
 @dataclass(frozen=True)

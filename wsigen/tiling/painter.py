@@ -12,20 +12,18 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import cast
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from wsigen.diffusion.noise import coordinate_normals
-from wsigen.diffusion.samplers import SamplerName, make_sampler
 from wsigen.diffusion.schedules import NoiseSchedule
 from wsigen.errors import SettingsError
 from wsigen.masks.conditions import Surroundings
 from wsigen.masks.synthesis.layout import LayoutWindow
 from wsigen.models.conditioning import condition_planes, derive_conditions
-from wsigen.models.denoise import WindowInputs, denoise
+from wsigen.models.denoise import WindowInputs, denoise, model_sampler
 from wsigen.models.layouts import density_gains, layout_planes
 from wsigen.models.nasdm import NasdmModel
 from wsigen.models.recorded import Recorded
@@ -102,9 +100,7 @@ class Painter:
         config = model.config
         self.model = model
         self.schedule = NoiseSchedule.from_name(config.schedule, config.schedule_steps)
-        self.sampler = make_sampler(
-            cast(SamplerName, sampler), self.schedule, num_inference_steps, eta, final_step=config.final_step
-        )
+        self.sampler = model_sampler(config, self.schedule, num_inference_steps, sampler, eta)
         self.guidance_scale = guidance_scale
         self.seed = seed
         self.batch_size = batch_size

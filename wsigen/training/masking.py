@@ -10,7 +10,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from wsigen.diffusion.samplers import make_sampler
 from wsigen.errors import SettingsError
 from wsigen.masks.classes import ClassTable
 from wsigen.masks.synthesis.decoding import Decoder
@@ -18,7 +17,7 @@ from wsigen.masks.synthesis.layout import REGIONS
 from wsigen.masks.synthesis.mask_code import BLANK, MaskCode
 from wsigen.models.conditioning import null_planes
 from wsigen.models.config import ModelConfig
-from wsigen.models.denoise import WindowInputs, denoise
+from wsigen.models.denoise import WindowInputs, denoise, model_sampler
 from wsigen.models.nasdm import NasdmModel
 from wsigen.models.stain import StainStyle
 from wsigen.training.corrupt import TrainingBatch, coin, context_mask, corrupt_context
@@ -69,8 +68,7 @@ class MaskTrainer(DenoisingTrainer):
             bank.sample(window, COLUMNS, torch.Generator(device).manual_seed(7)), torch.Generator(device).manual_seed(7)
         )
         noise = torch.randn(batch.x0.shape, generator=torch.Generator(device).manual_seed(8), device=device)
-        steps = min(config.num_inference_steps, SHEET_STEPS)
-        sampler = make_sampler(config.sampler, self.schedule, steps, final_step=config.final_step)
+        sampler = model_sampler(config, self.schedule, min(config.num_inference_steps, SHEET_STEPS))
         inputs = WindowInputs(batch.planes, batch.context, batch.known, batch.style)
         self.averaged.eval()
         with self.autocast():

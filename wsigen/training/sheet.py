@@ -12,10 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from wsigen.diffusion.samplers import make_sampler
 from wsigen.diffusion.schedules import NoiseSchedule
 from wsigen.models.conditioning import condition_planes
-from wsigen.models.denoise import WindowInputs, denoise
+from wsigen.models.denoise import WindowInputs, denoise, model_sampler
 from wsigen.models.nasdm import NasdmModel
 from wsigen.training.patches import PatchBank
 
@@ -33,7 +32,7 @@ def write_sample_sheet(model: NasdmModel, bank: PatchBank, window: int, path: Pa
     white = (glass[crops.group] / 127.5 - 1)[:, :, None, None]
     inputs = WindowInputs(planes, white * known, known, normalised[crops.group])
     schedule = NoiseSchedule.from_name(config.schedule, config.schedule_steps)
-    sampler = make_sampler(config.sampler, schedule, steps, final_step=config.final_step)
+    sampler = model_sampler(config, schedule, steps)
     noise = torch.randn((COLUMNS, 3, window, window), generator=torch.Generator(device).manual_seed(8), device=device)
     was_training = model.training
     model.eval()
