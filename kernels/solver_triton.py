@@ -3,9 +3,10 @@
     x_0    = clamp(p x + q output, -1, 1)
     x_0    = x_0 + gain * what the error at known pixels is carried to            (see wsigen.diffusion.continuity)
     x_0    = known ? context : clamp(x_0, -1, 1)
+    x      = e x_before + f x_0 + g x_0' + h x_0''                                      (where there is a corrector)
     x_next = a x + b x_0 + c x_0' + d noise
 
-p and q turn the prediction (noise, velocity or data) into data; a to d are the solver's. The first line is one pass,
+p and q turn the prediction (noise, velocity or data) into data; a to h are the solver's. The first line is one pass,
 the second a thin one for each ring around known pixels, the rest one more. Torch's way is some thirty passes.
 """
 
@@ -33,6 +34,7 @@ class Update:
     b: float
     c: float = 0.0
     d: float = 0.0
+    corrector: tuple[float, float, float, float] | None = None  # e to h
 
 
 @triton.jit(do_not_specialize=["p", "q"])
@@ -124,22 +126,30 @@ def _carry(data_ptr, error_ptr, at, error, gain, mine):
     tl.store(data_ptr + at, tl.load(data_ptr + at, mask=mine, other=0.0) + gain * error, mask=mine)
 
 
-@triton.jit(do_not_specialize=["a", "b", "c", "d"])
+@triton.jit(do_not_specialize=["a", "b", "c", "d", "e", "f", "g", "h"])
 def step_kernel(
-    x_ptr,  # (B, 3, H, W) float32, contiguous, as all below but the context
+    x_ptr,  # (B, 3, H, W) float32, contiguous, as all below but the context; x_before where there is a corrector
     context_ptr,  # (B, 3, H, W) float32, channels_last
     distance_ptr,  # (B, 1, H, W) uint8: 0 where pixels are known
     previous_ptr,
+    older_ptr,
     noise_ptr,
     next_ptr,
+    corrected_ptr,
     data_ptr,  # read and written
     a,
     b,
     c,
     d,
+    e,
+    f,
+    g,
+    h,
     pixels,
     HAS_PREVIOUS: tl.constexpr,
+    HAS_OLDER: tl.constexpr,
     HAS_NOISE: tl.constexpr,
+    HAS_CORRECTOR: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     """Step BLOCK pixels of one image."""
@@ -153,9 +163,16 @@ def step_kernel(
         data = tl.minimum(tl.maximum(tl.load(data_ptr + at, mask=inside, other=0.0), -1.0), 1.0)
         context = tl.load(context_ptr + (image * pixels + pixel) * 3 + channel, mask=known, other=0.0)
         data = tl.where(known, context, data)
+        if HAS_PREVIOUS:
+            previous = tl.load(previous_ptr + at, mask=inside, other=0.0)
+        if HAS_CORRECTOR:
+            x = e * x + f * data + g * previous
+            if HAS_OLDER:
+                x += h * tl.load(older_ptr + at, mask=inside, other=0.0)
+            tl.store(corrected_ptr + at, x, mask=inside)
         following = a * x + b * data
         if HAS_PREVIOUS:
-            following += c * tl.load(previous_ptr + at, mask=inside, other=0.0)
+            following += c * previous
         if HAS_NOISE:
             following += d * tl.load(noise_ptr + at, mask=inside, other=0.0)
         tl.store(next_ptr + at, following, mask=inside)
@@ -170,19 +187,30 @@ def step(
     update: Update,
     previous: Tensor | None = None,
     noise: Tensor | None = None,
-) -> tuple[Tensor, Tensor]:
-    """Return x_next and x_0, (B, 3, H, W) float32 each.
+    before: Tensor | None = None,
+    older: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return x_next, x_0, and x as the update took it (corrected, if it was), (B, 3, H, W) float32 each.
 
-    ``output`` (B, 3, H, W) of any float type and layout; ``x``, ``previous``, ``noise`` float32, ``context`` float32 in
-    [-1, 1]. ``rings``: distance from known pixels, (B, 1, H, W) uint8, 0 where known; the gain of each ring; and the
-    weight of a diagonal neighbour.
+    ``output`` (B, 3, H, W) of any float type and layout; ``x``, ``previous`` (x_0'), ``older`` (x_0''), ``before``
+    (x_before, for a corrector) and ``noise`` float32, ``context`` float32 in [-1, 1]. ``rings``: distance from known
+    pixels, (B, 1, H, W) uint8, 0 where known; the gain of each ring; and the weight of a diagonal neighbour.
     """
     batch, _, height, width = x.shape
     distance, gains, diagonal = rings
     x, distance = x.contiguous(), distance.contiguous()
     context = context.contiguous(memory_format=torch.channels_last)
-    previous, noise = (None if part is None else part.contiguous() for part in (previous, noise))
+    correct = update.corrector is not None
+    e, f, g, h = update.corrector or (0.0,) * 4
+    if correct and (previous is None or before is None):
+        raise ValueError("a corrector needs x_before and x_0'")
+    optional = (
+        previous if update.c or correct else None, older if h else None, noise if update.d else None,
+        before if correct else x,
+    )  # fmt: skip
+    previous, older, noise, start = (None if part is None else part.contiguous() for part in optional)
     following, data, error = torch.empty_like(x), torch.empty_like(x), torch.empty_like(x)
+    corrected = torch.empty_like(x) if correct else x
     pixels = height * width
     grid, ring_grid = ((ceil_div(pixels, block), batch) for block in (_BLOCK, _RING_BLOCK))
     with on(x):
@@ -193,8 +221,9 @@ def step(
                 NUMBER=number, DIAGONAL=diagonal, BLOCK=_RING_BLOCK, num_warps=2,
             )  # fmt: skip
         step_kernel[grid](
-            x, context, distance, previous if update.c else None, noise if update.d else None, following, data,
-            update.a, update.b, update.c, update.d, pixels,
-            HAS_PREVIOUS=update.c != 0, HAS_NOISE=update.d != 0, BLOCK=_BLOCK,
+            start, context, distance, previous, older, noise, following, corrected, data,
+            update.a, update.b, update.c, update.d, e, f, g, h, pixels,
+            HAS_PREVIOUS=previous is not None, HAS_OLDER=older is not None, HAS_NOISE=noise is not None,
+            HAS_CORRECTOR=correct, BLOCK=_BLOCK,
         )  # fmt: skip
-    return following, data
+    return following, data, corrected

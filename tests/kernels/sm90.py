@@ -91,7 +91,10 @@ def launch_all(dtype):
     patches_triton.gather([feature(3, 256, dtype), feature(3, 256, dtype), feature(1, 256, dtype)], 2)
     patches_triton.scatter(feature(16, 128, dtype), vector(12), 2)
     update = solver_triton.Update(0.5, 0.5, 0.5, 0.5, 0.5, 0.5)
-    solver_triton.step(feature(3, 256, dtype), image, image, (distance, (0.7,), 0.35), update, image, image)
+    rings = distance, (0.7,), 0.35
+    solver_triton.step(feature(3, 256, dtype), image, image, rings, update, image, image)
+    update = solver_triton.Update(0.5, 0.5, 0.5, 0.5, 0.5, corrector=(0.5, 0.5, 0.5, 0.5))
+    solver_triton.step(feature(3, 256, dtype), image, image, rings, update, image, None, image, image)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """A solver's step in Triton, where it serves the device: prediction to data, continuity, known pixels, update.
 
 The arithmetic is that of :meth:`wsigen.diffusion.samplers.Sampler.step` up to rounding: a GPU fuses multiplications
-with additions. Steps with a corrector or a learned variance take torch's way.
+with additions. Steps with a learned variance take torch's way.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from wsigen.diffusion.samplers import Sampler, SamplerState
 from wsigen.diffusion.schedules import NoiseSchedule
 
 
-def serves(sampler: Sampler, index: int, x: Tensor) -> bool:
-    """Whether step ``index`` is a plain sum and ``x`` lies where the kernel runs."""
-    return kernels.BACKEND == "triton" and kernels.served(x) and sampler.steps[index].corrector is None
+def serves(x: Tensor) -> bool:
+    """Whether ``x`` lies where the kernel runs."""
+    return kernels.BACKEND == "triton" and kernels.served(x)
 
 
 def step(
@@ -43,10 +43,14 @@ def step(
     p, q = _to_data(prediction_type, schedule, now.timestep)
     if now.noise > 0 and noise is None and not last:
         raise ValueError(f"sampler {sampler.name}: step {index} needs noise")
-    update = Update(p, q, 0.0, 1.0) if last else Update(p, q, now.x, now.x0, now.x0_previous, now.noise)
+    by = now.corrector
+    corrector = None if by is None else (by.x_before, by.x0, by.x0_previous, by.x0_older)
+    update = Update(p, q, 0.0, 1.0) if last else Update(p, q, now.x, now.x0, now.x0_previous, now.noise, corrector)
     rings = (continuity.distance, continuity.ring_gains, DIAGONAL)
-    following, data = kernel(prediction, x, context, rings, update, state.x0_previous, noise)
-    return (data, state) if last else (following, sampler.carry(state, x, data))
+    following, data, taken = kernel(
+        prediction, x, context, rings, update, state.x0_previous, noise, state.x_before, state.x0_older
+    )
+    return (data, state) if last else (following, sampler.carry(state, taken, data))
 
 
 def _to_data(prediction_type: PredictionType, schedule: NoiseSchedule, timestep: float) -> tuple[float, float]:

@@ -82,7 +82,7 @@ def denoise(
             null = _split_variance(outputs[1])[0]
             prediction = guide(prediction.float(), null.float(), guidance_scale)
         noise = step_noise(index) if step_noise is not None and sampler.steps[index].noise > 0 else None
-        if raw_variance is None and fused_step.serves(sampler, index, x):
+        if raw_variance is None and fused_step.serves(x):
             x, state = fused_step.step(
                 sampler, index, prediction_type, schedule, prediction, x, inputs.context, continuity, noise, state
             )
