@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -248,6 +249,12 @@ def test_a_study_compares_arms_and_resumes(data, painter, tmp_path):
     assert run(*command).exit_code == 2
     assert run(*command, "--resume").exit_code == 0
     assert before == {path: path.stat().st_mtime_ns for path in before}
+    lost = [out / "runs/real-1", out / "runs/both-1"]
+    scores = [(folder / "scores.json").read_bytes() for folder in lost]
+    for folder in lost:
+        shutil.rmtree(folder)
+    assert run(*command, "--resume", "--jobs", 2).exit_code == 0
+    assert scores == [(folder / "scores.json").read_bytes() for folder in lost]
     names = [entry["name"] for entry in json.loads((out / "data/painted/manifest.json").read_text())["images"]]
     assert sum(name.startswith("painted_") for name in names) == 6
     assert all(name.startswith("painted_") or name[-1] in "efg" for name in names)

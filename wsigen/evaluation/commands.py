@@ -200,6 +200,7 @@ def study() -> None:
 @click.option("--steps", type=click.IntRange(1, 1000), help="Denoising steps. [default: the model's]")
 @click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Change a setting of the recipe.")
 @click.option("--device", type=DEVICES, default="auto", show_default=True)
+@click.option("--jobs", type=click.IntRange(1), default=1, show_default=True, help="Networks trained side by side.")
 @click.option("--resume", is_flag=True, help="Continue the study in the folder.")
 def study_segmentation(recipe: Path, steps: int | None, overrides: tuple[str, ...], **options: Any) -> None:
     """Train the segmenter of RECIPE on real, painted and both; test on held-out real pictures."""

@@ -8,10 +8,14 @@ side; in one arm masks with rare classes are drawn more often.
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +53,7 @@ class Study:
     window: int = 256
     paint: PaintOptions = field(default_factory=PaintOptions)
     device: str = "auto"
+    jobs: int = 1  # networks trained at a time, each in a process of its own
     resume: bool = False
 
 
@@ -76,16 +81,34 @@ def study_segmentation(study: Study, progress: Progress = lambda what, done, tot
         images = paint_patches(model, material, study.paint, choice)
         write_folder(folders[arm], study.data, material, images, with_real=arm != "painted")
         progress(f"painted for {arm!r}", 1, 1)
-    test = real_patches(study.data, "val", study.window, 1 << 30, device)
-    results: dict[str, list[list[dict[str, Any]]]] = {arm: [] for arm in ARMS}
-    done = 0
-    for seed in range(study.seeds):
-        for arm in ARMS:
-            run = runs / f"{folders[arm].name if arm != 'real' else 'real'}-{seed}"
-            results[arm].append(_scores(study, folders[arm], run, seed, test, device))
-            done += 1
-            progress("trained and tested", done, study.seeds * len(ARMS))
+    with _side_by_side(study.jobs) as submit:
+        waiting = [
+            submit(_scores, study, folder, runs / f"{'real' if folder == study.data else folder.name}-{seed}", seed)
+            for seed in range(study.seeds)
+            for folder in folders.values()
+        ]
+        results: dict[str, list[list[dict[str, Any]]]] = {arm: [] for arm in ARMS}
+        for number, scores in enumerate(waiting):
+            results[ARMS[number % len(ARMS)]].append(scores())
+            progress("trained and tested", number + 1, len(waiting))
     return _report(study, results)
+
+
+@contextmanager
+def _side_by_side(jobs: int) -> Iterator[Callable[..., Callable[[], Any]]]:
+    """Give a function that starts a call, in one of ``jobs`` processes if they are several, and returns its result's.
+
+    A small network leaves most of a GPU idle, so several trained side by side cost little more than one.
+    """
+    if jobs == 1:
+        yield partial
+        return
+    with ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn")) as pool:
+        try:
+            yield lambda function, *arguments: pool.submit(function, *arguments).result
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
 
 
 def write_folder(folder: Path, real: Path, material: Material, images: np.ndarray, with_real: bool) -> Manifest:
@@ -129,19 +152,19 @@ def _link(source: Path, target: Path) -> None:
         shutil.copyfile(source, target)
 
 
-def _scores(
-    study: Study, folder: Path, run: Path, seed: int, test: Material, device: torch.device
-) -> list[dict[str, Any]]:
+def _scores(study: Study, folder: Path, run: Path, seed: int) -> list[dict[str, Any]]:
     """Train one network and test it; read what an earlier call wrote."""
     stored = run / "scores.json"
     if stored.is_file():
         return json.loads(stored.read_text(encoding="utf-8"))
+    device = torch.device(choose_device(study.device).device)
     result = train(
         replace(study.recipe, seed=1 + seed), folder, run, device=device.type, resume=True, report=lambda _: None
     )
     if result.step < result.total_steps:  # Ctrl-C ends a run at a step with a checkpoint
         raise KeyboardInterrupt
     network = SegmentationNetwork.from_pretrained(run / "model").to(device)
+    test = real_patches(study.data, "val", study.window, 1 << 30, device)
     patches = test.patches
     found = find_nuclei(network, patches.images, device)
     rows = score(found, patches.classes, patches.instances, len(test.class_names))[0].rows(test.class_names)
