@@ -23,7 +23,7 @@ from wsigen.tiling.studio import Studio, fixed_threads, load_model, new_crew
 from wsigen.tiling.workshop import Job, Workshop
 
 WIDTH, HEIGHT = 330, 260  # of the mask in conftest.py
-GRID = WindowGrid(WIDTH, HEIGHT, 64, 8)
+GRID = WindowGrid(WIDTH, HEIGHT, 64, 8, 3)
 
 
 def new_canvas(path, spec, b=2):
@@ -241,7 +241,7 @@ def test_resume_refuses_another_seed(painted, spec):
 
 
 def test_a_canvas_of_another_size_than_the_mask_is_refused(spec, tmp_path):
-    layout = BlockGrid(WindowGrid(WIDTH + 1, HEIGHT, 64, 8), 2)
+    layout = BlockGrid(WindowGrid(WIDTH + 1, HEIGHT, 64, 8, 3), 2)
     canvas = Canvas.create(tmp_path / "c", layout, run_record(spec, "mask", "model"))
     with pytest.raises(StoreError, match="331"):
         paint_canvas(canvas, spec)

@@ -15,7 +15,7 @@ from wsigen.tiling.spec import run_record
 from wsigen.tiling.survey import changed_windows, survey
 
 WIDTH, HEIGHT = 330, 260
-GRID = WindowGrid(WIDTH, HEIGHT, 64, 8)
+GRID = WindowGrid(WIDTH, HEIGHT, 64, 8, 3)
 
 
 @pytest.fixture(scope="module")
