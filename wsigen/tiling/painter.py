@@ -119,7 +119,7 @@ class Painter:
         self._copies_out = torch.cuda.Stream(self.device) if on_gpu else None
 
     def needs_model(self, mask: Surroundings | LayoutWindow, held: tuple[slice, slice]) -> bool:
-        """Whether any pixel that a window holds (rows, columns) is not clear glass; the others are filled with glass."""
+        """Whether a window holds (rows, columns) a pixel that is not clear glass; the others are filled with glass."""
         return not mask.is_glass(held)
 
     def paint(self, jobs: Sequence[WindowJob], stop: Callable[[], bool] = lambda: False) -> np.ndarray:
