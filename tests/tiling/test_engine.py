@@ -90,6 +90,19 @@ def test_progress_only_grows_and_rows_are_finished_from_the_top(painted_finely, 
     assert last[0] < last[1] and last[0] < last[2], "the first row is finished first"
 
 
+def test_rows_that_are_told_finished_can_be_read_while_others_are_painted(painted, spec, tmp_path):
+    canvas, rows = new_canvas(tmp_path / "c", spec, b=1), [0]
+
+    def read(progress):
+        if progress.rows_done > rows[-1]:
+            done = canvas.read_region(0, 0, WIDTH, progress.rows_done, require=True)[0]
+            assert np.array_equal(done, painted[1][: progress.rows_done])
+            rows.append(progress.rows_done)
+
+    paint_canvas(canvas, spec, on_progress=read)
+    assert len(rows) > 2 and rows[-1] == HEIGHT
+
+
 def test_pixels_do_not_depend_on_the_order_of_blocks(painted, spec, tmp_path):
     canvas = new_canvas(tmp_path / "c", spec, 1)
     tasks = make_plan(canvas).tasks

@@ -293,8 +293,9 @@ class CanvasPanels:
     """
 
     def __init__(self, canvas: Canvas, glass_rgb: Sequence[int], region: Rectangle | None = None) -> None:
-        # A panel of the usual size holds whole chunks, each of which is read once; only others need a cache.
-        whole = region is None and self.side_of(canvas.grid) % canvas.layout.pixels == 0
+        # A panel of the usual size holds whole chunks; without bands each of them is read once and needs no cache.
+        side, blend = self.side_of(canvas.grid), canvas.grid.blend
+        whole = region is None and not blend and side % canvas.layout.pixels == 0
         self._canvas = Canvas(canvas.path, canvas.layout, canvas.run, 0 if whole else PANEL_CACHE_BYTES)
         self._glass_rgb = tuple(glass_rgb)
         self.region = region or Rectangle(0, 0, canvas.grid.width, canvas.grid.height)
