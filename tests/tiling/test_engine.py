@@ -15,7 +15,7 @@ import torch
 from wsigen.errors import SettingsError, StoreError
 from wsigen.tiling.canvas import Canvas
 from wsigen.tiling.cluster import local_cluster
-from wsigen.tiling.engine import paint_canvas
+from wsigen.tiling.engine import Run, paint_canvas
 from wsigen.tiling.grid import Block, BlockGrid, Colour, Rectangle, WindowGrid
 from wsigen.tiling.plan import chunk_sources, make_plan
 from wsigen.tiling.spec import PaintSpec, run_record
@@ -99,8 +99,16 @@ def test_rows_that_are_told_finished_can_be_read_while_others_are_painted(painte
             assert np.array_equal(done, painted[1][: progress.rows_done])
             rows.append(progress.rows_done)
 
-    paint_canvas(canvas, spec, on_progress=read)
-    assert len(rows) > 2 and rows[-1] == HEIGHT
+    run = Run(canvas, spec, on_progress=read)
+    with fixed_threads():
+        crew = new_crew("cpu")
+        studio = Studio.open(spec, canvas.path, crew)
+        for task in run.plan.tasks:
+            run.ended(task, studio.run(task))
+            run.report(task)
+        studio.close()
+        crew.close()
+    assert rows == [0, 112, HEIGHT] and run.finished, "the last row has no odd windows, and is finished before"
 
 
 def test_pixels_do_not_depend_on_the_order_of_blocks(painted, spec, tmp_path):
@@ -156,7 +164,7 @@ def test_a_running_cluster_is_used_and_takes_an_interrupted_run_up_again(painted
 def test_a_killed_process_is_resumed_with_the_same_pixels(painted, spec, tmp_path):
     canvas = new_canvas(tmp_path / "c", spec, 1)
     code = (
-        "import sys; from wsigen.tiling.canvas import Canvas; from wsigen.tiling.engine import paint_canvas;"
+        "import sys; from wsigen.tiling.canvas import Canvas; from wsigen.tiling.engine import Run, paint_canvas;"
         "from wsigen.tiling.spec import PaintSpec;"
         "paint_canvas(Canvas.open(sys.argv[1]), PaintSpec.from_json(sys.argv[2]))"
     )

@@ -7,11 +7,15 @@ order. Canvas and live painter both make their pixels here.
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 
 from wsigen.tiling.grid import STAGES, Axis, Rectangle, Window, WindowGrid
+
+ONE = np.ones((1, 1, 1, 1), np.uint32)  # the weights of a single window
 
 
 class Mosaic:
@@ -27,11 +31,8 @@ class Mosaic:
         self.known = np.zeros((region.height, region.width), bool)
         self._grid = grid
         self._pieces: defaultdict[Window, list[_Piece]] = defaultdict(list)
-        columns = _runs(grid.x_axis, region.x, region.width)
-        for column in columns:  # those of bands are spelt out for each colour, so that numpy goes through rows at once
-            column.weights = column.weights[:, :, None].repeat(3 if column.total > 1 else 1, 2)
-        for row in _runs(grid.y_axis, region.y, region.height):
-            row.weights = row.weights[:, :, None, None]
+        columns = _runs(grid.x_axis, region.x, region.width, _across)
+        for row in _runs(grid.y_axis, region.y, region.height, _down):
             for column in columns:
                 if row.stage + column.stage < stages_below:
                     piece = _Piece(row, column)
@@ -53,12 +54,12 @@ class Mosaic:
                 self.rgb[place], self.known[place] = final, True
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class _Run:
     """Pixels of an axis that the same windows hold.
 
     stage: what it adds to the stage after which it is final. place: in the region. within: in what each of the windows
-    holds. weights: (windows, pixels) uint32 that sum to ``total`` at each pixel, a single 1 where one window holds all.
+    holds. weights: uint32 of each window, to be multiplied with (h, w, 3), that sum to ``total``.
     """
 
     windows: range
@@ -69,17 +70,27 @@ class _Run:
     total: int
 
 
-def _runs(axis: Axis, start: int, length: int) -> list[_Run]:
+def _runs(axis: Axis, start: int, length: int, ramps: Callable[[int, int, int], np.ndarray]) -> list[_Run]:
     runs = []
     for windows, first, stop, into in axis.segments(start, start + length):
-        weights, total = np.ones((1, 1), np.uint32), 1
-        if len(windows) > 1:
-            right = 2 * np.arange(into, into + stop - first, dtype=np.uint32) + 1
-            weights, total = np.stack([2 * axis.blend - right, right]), 2 * axis.blend
         within = tuple(slice(first - axis.held_start(i), stop - axis.held_start(i)) for i in windows)
-        stage = max(i % 2 for i in windows)
+        in_band, stage = len(windows) > 1, max(i % 2 for i in windows)
+        weights, total = (ramps(axis.blend, into, stop - first), 2 * axis.blend) if in_band else (ONE, 1)
         runs.append(_Run(windows, stage, slice(first - start, stop - start), within, weights, total))
     return runs
+
+
+@cache
+def _down(blend: int, into: int, length: int) -> np.ndarray:
+    """Weights of the left (or upper) and the right window of a band along its pixels: (2, length, 1, 1)."""
+    right = 2 * np.arange(into, into + length, dtype=np.uint32) + 1
+    return np.stack([2 * blend - right, right])[:, :, None, None]
+
+
+@cache
+def _across(blend: int, into: int, length: int) -> np.ndarray:
+    """The same for columns: (2, length, 3), spelt out for each colour, so that numpy goes through rows at once."""
+    return _down(blend, into, length)[..., 0].repeat(3, 2)
 
 
 class _Piece:
