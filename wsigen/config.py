@@ -40,6 +40,7 @@ class RenderSettings:
     guidance_scale: float | None = None
     window: int | None = None
     overlap: int | None = None
+    blend: int | None = None  # px over which windows are blended where they meet; None: 3/8 of the overlap
     batch_size: int | None = None
     device: str = "auto"
     dtype: str = "auto"

@@ -37,7 +37,7 @@ from wsigen.tiling.canvas import Canvas, write_json
 from wsigen.tiling.cluster import Machine, open_painters
 from wsigen.tiling.engine import Engine, Progress, Run, plan_blocks
 from wsigen.tiling.estimate import Projection, project, refuse_what_does_not_fit
-from wsigen.tiling.grid import BlockGrid, Rectangle, WindowGrid
+from wsigen.tiling.grid import BlockGrid, Rectangle, WindowGrid, usual_blend
 from wsigen.tiling.spec import PaintSpec, run_record
 from wsigen.tiling.survey import survey
 
@@ -233,7 +233,7 @@ def plan_render(
         raise SettingsError("--labels: of whole slides; leave it out with --rect")
     facts = facts or MaskFacts.read(mask, config)
     spec = paint_spec(Path(mask), folder, config, _style(settings.style, config), facts.mpp, settings, machine)
-    grid = WindowGrid(facts.width, facts.height, spec.window, spec.overlap)
+    grid = spec.grid(facts.width, facts.height)
     summary = facts.summary
     return RenderPlan(
         mask=Path(mask),
@@ -269,6 +269,8 @@ def paint_spec(
 ) -> PaintSpec:
     """What painting from ``source`` (a mask, or a layout) takes: the settings, else the model's own, else defaults."""
     device, batch_size = machine.device, settings.batch_size
+    overlap = config.overlap if settings.overlap is None else settings.overlap
+    blend = usual_blend(overlap) if settings.blend is None else settings.blend
     return PaintSpec(
         mask=str(source.resolve()),
         model=str(model),
@@ -279,7 +281,8 @@ def paint_spec(
         num_inference_steps=settings.steps or config.num_inference_steps,
         guidance_scale=settings.default("guidance_scale"),
         window=settings.window or config.window,
-        overlap=config.overlap if settings.overlap is None else settings.overlap,
+        overlap=overlap,
+        blend=blend if config.paints == "slide" else 0,  # colours of masks stand for classes: a mean is of none
         batch_size=settings.default("batch_size")[device.device] if batch_size is None else batch_size,
         device=device.device,
         dtype=device.dtype,
@@ -544,6 +547,7 @@ def settings_of_record(path: str | Path) -> tuple[Path, dict[str, Any]]:
             "model": record["model_name"],
             "style": StainStyle.from_config(paint["style"]),
             "steps": paint["num_inference_steps"],
+            "blend": paint.get("blend", 0),  # of slides from before there were bands
             "jpeg_quality": record["jpeg_quality"],
             "rect": record.get("rect"),
         }
@@ -554,7 +558,7 @@ def settings_of_record(path: str | Path) -> tuple[Path, dict[str, Any]]:
 
 def check_record(path: str | Path, plan: RenderPlan) -> None:
     """Refuse a plan that would paint other pixels than the record's slide; SettingsError names what differs."""
-    recorded = json.loads(Path(path).read_text(encoding="utf-8"))["run"]
+    recorded = {"blend": 0, **json.loads(Path(path).read_text(encoding="utf-8"))["run"]}
     planned = _run_record(plan)
     for key in sorted(recorded.keys() | planned.keys()):
         if recorded.get(key) != planned.get(key):

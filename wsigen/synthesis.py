@@ -269,7 +269,7 @@ def plan_mask(
     layout = request.resolve(config)
     style = StainStyle("mask", glass_rgb=BLANK)
     spec = paint_spec(layout_beside(out), folder, config, style, layout.mpp, settings, machine)
-    grid = WindowGrid(layout.width, layout.height, spec.window, spec.overlap)
+    grid = spec.grid(layout.width, layout.height)
     rect = rect_of(settings.rect, grid)
     return MaskPlan(
         out=out,

@@ -87,9 +87,9 @@ def _check(
     slide: openslide.OpenSlide, generated: GeneratedSlide, window: Window, jpeg: TileJpeg, origin: tuple[int, int]
 ) -> WindowCheck:
     """Compare the tile of the slide that holds the window's middle; tiles count from the slide's own corner."""
-    own = generated.plan.grid.owned(window)
+    held = generated.plan.grid.held(window)
     width, height = slide.dimensions
-    middle = (own.x + own.width // 2 - origin[0], own.y + own.height // 2 - origin[1])
+    middle = (held.x + held.width // 2 - origin[0], held.y + held.height // 2 - origin[1])
     x, y = (min(max(at, 0), size - 1) // TILE * TILE for at, size in zip(middle, (width, height)))
     w, h = min(TILE, width - x), min(TILE, height - y)
     painted = generated.pixels(0, origin[0] + x, origin[1] + y, w, h)

@@ -31,6 +31,15 @@ def test_plan_prints_and_touches_nothing(tiny_model, demo_mask_path, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_windows_are_blended_over_three_eighths_of_their_overlap_unless_said(tiny_model, demo_mask_path):
+    for asked, overlap, blend in ((None, 8, 3), (None, 16, 6), (0, 16, 0)):
+        settings = RenderSettings(model=str(tiny_model), device="cpu", overlap=overlap, blend=asked)
+        plan = plan_render(demo_mask_path, None, settings)
+        assert plan.grid.blend == plan.spec.blend == blend
+    with pytest.raises(SettingsError, match="blend 9: must lie from 0 to 8 px for --overlap 16"):
+        plan_render(demo_mask_path, None, replace(settings, blend=9))
+
+
 def test_projected_windows_are_those_that_are_painted_and_little_more(plan, tiny_model, demo_mask_path):
     result = render(demo_mask_path, plan.out, model=str(tiny_model), device="cpu")
     assert result.painted <= plan.projection.painted <= 1.2 * result.painted + 4

@@ -26,6 +26,15 @@ def test_an_honest_slide_passes(slides, demo_mask_path, tiny_model, name):
     assert max(check.difference for check in checks) < 0.5, "the same JPEG, but for the decoder's rounding"
 
 
+def test_a_slide_from_before_windows_were_blended_passes(demo_mask_path, tiny_model, tmp_path):
+    wsigen.render(demo_mask_path, tmp_path / "s.svs", seed=1, blend=0, model=str(tiny_model), device="cpu")
+    record = json.loads((tmp_path / "s.json").read_text())
+    assert record["paint"].pop("blend") == record["run"].pop("blend") == 0
+    (tmp_path / "s.json").write_text(json.dumps(record))
+    checks = wsigen.verify(tmp_path / "s.svs", demo_mask_path, windows=3, model=str(tiny_model))
+    assert len(checks) == 3 and all(check.equal for check in checks)
+
+
 def test_another_seed_fails(slides, demo_mask_path, tiny_model):
     checks = wsigen.verify(slides / "b.svs", demo_mask_path, record=slides / "a.json", windows=3, model=str(tiny_model))
     assert not any(check.equal for check in checks)

@@ -107,7 +107,8 @@ def test_variations_of_a_mask_have_its_size(settings, tmp_path):
     write_demo_mask(tmp_path / "real.tif", 300, 200, seed=1)
     result = sample_mask(tmp_path / "new.tif", LayoutRequest(str(tmp_path / "real.tif")), settings, keep_canvas=True)
     assert (result.width, result.height) == (300, 200) and result.layout.is_file()
-    assert Canvas.open(tmp_path / "new.tif.canvas").grid.width == 300
+    grid = Canvas.open(tmp_path / "new.tif.canvas").grid
+    assert (grid.width, grid.blend) == (300, 0), "colours of masks stand for classes and are never mixed"
     with pytest.raises(SettingsError, match="leave --size out"):
         request = LayoutRequest(str(tmp_path / "real.tif"), (64, 64))
         sample_mask(tmp_path / "newer.tif", request, settings)

@@ -5,6 +5,7 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
+from bands import trapezia
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -15,56 +16,85 @@ from wsigen.tiling.grid import COLOURS, Block, BlockGrid, Colour, Rectangle, Win
 RUN = {"seed": 1, "model": {"sha256": "ab"}, "style": (0.5, 0.25)}
 
 
-def plane(layout: BlockGrid) -> np.ndarray:
-    """A picture that covers every pixel that existing windows own, slide or not."""
+def plane(layout: BlockGrid, seed=5) -> np.ndarray:
+    """A picture that covers every pixel that existing windows hold, slide or not."""
     size = (layout.rows * layout.pixels + 512, layout.columns * layout.pixels + 512, 3)
-    return np.random.default_rng(5).integers(0, 256, size, dtype=np.uint8)
+    return np.random.default_rng(seed).integers(0, 256, size, dtype=np.uint8)
 
 
-def fill(canvas: Canvas, picture: np.ndarray, colours=COLOURS) -> None:
+def fill(canvas: Canvas, picture: np.ndarray | dict[Colour, np.ndarray], colours=COLOURS) -> None:
+    """Paint all windows after one picture, or after one for each colour."""
     layout = canvas.layout
     for block in layout.blocks():
         for colour in colours:
             width, height = layout.chunk_size(colour)
             chunk = np.zeros((height, width, 3), np.uint8)
             for window in layout.windows(block, colour):
-                x, y, w, h = layout.grid.owned(window)
-                chunk[layout.within_chunk(window)] = picture[y : y + h, x : x + w]
+                x, y, w, h = layout.grid.held(window)
+                painted = picture[colour] if isinstance(picture, dict) else picture
+                chunk[layout.within_chunk(window)] = painted[y : y + h, x : x + w]
             if layout.windows(block, colour):
                 canvas.write(block, colour, chunk)
 
 
-@given(st.integers(1, 300), st.integers(1, 300), st.integers(1, 3), st.data())
-@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_any_region_reads_back_what_was_painted(tmp_path_factory, width, height, b, data):
-    layout = BlockGrid(WindowGrid(width, height, 64, 16), b)
+@given(st.integers(1, 300), st.integers(1, 300), st.sampled_from([0, 6, 8]), st.integers(1, 3), st.data())
+@settings(max_examples=16, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_any_region_reads_back_what_was_painted_blended(tmp_path_factory, width, height, blend, b, data):
+    layout = BlockGrid(WindowGrid(width, height, 64, 16, blend), b)
     canvas = Canvas.create(tmp_path_factory.mktemp("store") / "c.canvas", layout, RUN)
-    picture = plane(layout)
-    fill(canvas, picture)
+    pictures = {colour: plane(layout, seed) for seed, colour in enumerate(COLOURS)}
+    fill(canvas, pictures)
+    picture, exists = blended(layout.grid, pictures)
     x, y = data.draw(st.integers(-80, width)), data.draw(st.integers(-80, height))
     w, h = data.draw(st.integers(1, 200)), data.draw(st.integers(1, 200))
     rgb, known = canvas.read_region(x, y, w, h)
-    rows, columns = np.arange(y, y + h), np.arange(x, x + w)
-    grid = layout.grid
-    exists_y = np.array([r >= 0 and grid.y_axis.owner(r) < grid.rows for r in rows])
-    exists_x = np.array([c >= 0 and grid.x_axis.owner(c) < grid.columns for c in columns])
-    assert np.array_equal(known, exists_y[:, None] & exists_x)
-    expected = picture[np.maximum(rows, 0)][:, np.maximum(columns, 0)]
-    assert np.array_equal(rgb, np.where(known[..., None], expected, 0))
+    part = np.s_[100 + y : 100 + y + h, 100 + x : 100 + x + w]
+    edge = ((100, 400), (100, 400))
+    assert np.array_equal(known, np.pad(exists, edge)[part])
+    assert np.array_equal(rgb, np.pad(np.where(exists[..., None], picture, 0), (*edge, (0, 0)))[part])
     panels = CanvasPanels(canvas, (1, 2, 3))
     cuts = [0, *range(50, height, 50), height]
     slide = np.concatenate([panels(0, a, width, b - a) for a, b in pairwise(cuts)])
     assert np.array_equal(slide, picture[:height, :width])
 
 
-def test_a_stage_sees_only_earlier_stages(tmp_path):
-    canvas = Canvas.create(tmp_path / "c", BlockGrid(WindowGrid(300, 300, 64, 16), 2), RUN)
+def blended(grid: WindowGrid, pictures: dict[Colour, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """The mean of pictures of four colours with the weights of their windows, rounded, and where it is known."""
+    size = next(iter(pictures.values())).shape[:2]
+    rows, columns = (
+        [np.pad(trapezia(axis), ((0, 0), (0, 999)))[parity::2, :length].sum(0) for parity in (0, 1)]
+        for axis, length in ((grid.y_axis, size[0]), (grid.x_axis, size[1]))
+    )
+    mean = sum((rows[c.y][:, None] * columns[c.x])[..., None] * picture for c, picture in pictures.items())
+    return np.floor(mean + 0.5 + 1e-9).astype(np.uint8), (rows[0] + rows[1] > 0)[:, None] & (
+        columns[0] + columns[1] > 0
+    )
+
+
+@pytest.mark.parametrize("blend", [0, 6])
+def test_a_stage_sees_only_earlier_stages(tmp_path, blend):
+    canvas = Canvas.create(tmp_path / "c", BlockGrid(WindowGrid(300, 300, 64, 16, blend), 2), RUN)
     fill(canvas, plane(canvas.layout))
     grid = canvas.grid
     for stage in range(4):
         _, known = canvas.read_region(0, 0, 300, 300, stages_below=stage)
-        for x, y in [(10, 10), (70, 10), (10, 70), (70, 70), (299, 299)]:
-            assert known[y, x] == (grid.owner(x, y).stage < stage)
+        for x, y in [(10, 10), (52, 10), (70, 10), (52, 70), (10, 70), (70, 70), (299, 299)]:
+            last = max(i % 2 for i in grid.x_axis.holders(x)) + max(j % 2 for j in grid.y_axis.holders(y))
+            assert known[y, x] == (last < stage)
+
+
+def test_painted_windows_show_each_pixel_once(tmp_path):
+    canvas = Canvas.create(tmp_path / "c", BlockGrid(WindowGrid(300, 200, 64, 16, 6), 2), RUN)
+    picture, seen = plane(canvas.layout), np.zeros((140, 250), int)
+    fill(canvas, picture)
+    region = Rectangle(30, 20, 250, 140)
+    for block in canvas.layout.blocks():
+        for colour in COLOURS:
+            for (x, y), pixels in canvas.painted_windows((block, colour), region):
+                height, width = pixels.shape[:2]
+                seen[y : y + height, x : x + width] += 1
+                assert np.array_equal(pixels, picture[20 + y : 20 + y + height, 30 + x : 30 + x + width])
+    assert (seen == 1).all()
 
 
 def test_blank_chunks_count_as_done(tmp_path):
@@ -122,6 +152,7 @@ def test_resume_takes_the_same_run_and_keeps_its_block_size(tmp_path):
         ({**RUN, "new": True}, (300, 200, 64, 16), "new is None there and True here"),
         (RUN, (301, 200, 64, 16), "width is 300 there and 301 here"),
         (RUN, (300, 200, 64, 8), "overlap is 16 there and 8 here"),
+        (RUN, (300, 200, 64, 16, 6), "blend is 0 there and 6 here"),
     ],
 )
 def test_another_run_is_refused_and_the_line_says_why(tmp_path, run, grid, named):

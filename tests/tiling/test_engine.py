@@ -15,7 +15,7 @@ import torch
 from wsigen.errors import SettingsError, StoreError
 from wsigen.tiling.canvas import Canvas
 from wsigen.tiling.cluster import local_cluster
-from wsigen.tiling.engine import paint_canvas
+from wsigen.tiling.engine import Run, paint_canvas
 from wsigen.tiling.grid import Block, BlockGrid, Colour, Rectangle, WindowGrid
 from wsigen.tiling.plan import chunk_sources, make_plan
 from wsigen.tiling.spec import PaintSpec, run_record
@@ -23,7 +23,7 @@ from wsigen.tiling.studio import Studio, fixed_threads, load_model, new_crew
 from wsigen.tiling.workshop import Job, Workshop
 
 WIDTH, HEIGHT = 330, 260  # of the mask in conftest.py
-GRID = WindowGrid(WIDTH, HEIGHT, 64, 8)
+GRID = WindowGrid(WIDTH, HEIGHT, 64, 8, 3)
 
 
 def new_canvas(path, spec, b=2):
@@ -90,6 +90,27 @@ def test_progress_only_grows_and_rows_are_finished_from_the_top(painted_finely, 
     assert last[0] < last[1] and last[0] < last[2], "the first row is finished first"
 
 
+def test_rows_that_are_told_finished_can_be_read_while_others_are_painted(painted, spec, tmp_path):
+    canvas, rows = new_canvas(tmp_path / "c", spec, b=1), [0]
+
+    def read(progress):
+        if progress.rows_done > rows[-1]:
+            done = canvas.read_region(0, 0, WIDTH, progress.rows_done, require=True)[0]
+            assert np.array_equal(done, painted[1][: progress.rows_done])
+            rows.append(progress.rows_done)
+
+    run = Run(canvas, spec, on_progress=read)
+    with fixed_threads():
+        crew = new_crew("cpu")
+        studio = Studio.open(spec, canvas.path, crew)
+        for task in run.plan.tasks:
+            run.ended(task, studio.run(task))
+            run.report(task)
+        studio.close()
+        crew.close()
+    assert rows == [0, 112, HEIGHT] and run.finished, "the last row has no odd windows, and is finished before"
+
+
 def test_pixels_do_not_depend_on_the_order_of_blocks(painted, spec, tmp_path):
     canvas = new_canvas(tmp_path / "c", spec, 1)
     tasks = make_plan(canvas).tasks
@@ -143,7 +164,7 @@ def test_a_running_cluster_is_used_and_takes_an_interrupted_run_up_again(painted
 def test_a_killed_process_is_resumed_with_the_same_pixels(painted, spec, tmp_path):
     canvas = new_canvas(tmp_path / "c", spec, 1)
     code = (
-        "import sys; from wsigen.tiling.canvas import Canvas; from wsigen.tiling.engine import paint_canvas;"
+        "import sys; from wsigen.tiling.canvas import Canvas; from wsigen.tiling.engine import Run, paint_canvas;"
         "from wsigen.tiling.spec import PaintSpec;"
         "paint_canvas(Canvas.open(sys.argv[1]), PaintSpec.from_json(sys.argv[2]))"
     )
@@ -241,7 +262,7 @@ def test_resume_refuses_another_seed(painted, spec):
 
 
 def test_a_canvas_of_another_size_than_the_mask_is_refused(spec, tmp_path):
-    layout = BlockGrid(WindowGrid(WIDTH + 1, HEIGHT, 64, 8), 2)
+    layout = BlockGrid(WindowGrid(WIDTH + 1, HEIGHT, 64, 8, 3), 2)
     canvas = Canvas.create(tmp_path / "c", layout, run_record(spec, "mask", "model"))
     with pytest.raises(StoreError, match="331"):
         paint_canvas(canvas, spec)

@@ -15,7 +15,7 @@ from wsigen.tiling.spec import run_record
 from wsigen.tiling.survey import changed_windows, survey
 
 WIDTH, HEIGHT = 330, 260
-GRID = WindowGrid(WIDTH, HEIGHT, 64, 8)
+GRID = WindowGrid(WIDTH, HEIGHT, 64, 8, 3)
 
 
 @pytest.fixture(scope="module")
@@ -91,13 +91,14 @@ def test_closing_ends_what_is_under_way(spec):
 def test_what_is_at_hand_is_told_and_what_is_painted_is_announced(live, slide):
     heard = []
     live.on_painted = heard.append
-    assert live.to_paint(Rectangle(0, 0, 60, 60)) == (1, 1)
+    alone = Rectangle(0, 0, 57, 57)  # what the first window shares with none
+    assert live.to_paint(alone) == (1, 1) and live.to_paint(Rectangle(0, 0, 58, 57)) == (2, 2)
     pixels, known = live.at_hand(0, 0, 200, 200)
     assert not known.any()
-    live.region(0, 0, 60, 60)
-    assert heard == [Window(0, 0)] and live.to_paint(Rectangle(0, 0, 60, 60)) == (1, 0)
+    live.region(*alone)
+    assert heard == [Window(0, 0)] and live.to_paint(alone) == (1, 0)
     pixels, known = live.at_hand(0, 0, 200, 200)
-    assert known[:60, :60].all() and known.sum() == 60 * 60
+    assert known[:57, :57].all() and known.sum() == 57 * 57, "bands are known once all their windows are painted"
     assert np.array_equal(pixels[known], slide[:200, :200][known])
 
 

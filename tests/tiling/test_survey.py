@@ -35,12 +35,12 @@ def sparse_mask(request, tmp_path):
 def test_every_window_that_owns_more_than_glass_is_found(sparse_mask, mpp):
     with SlideMask.open(sparse_mask) as source:
         mask = resampled_to(source, mpp)
-        grid = WindowGrid(mask.width, mask.height, 64, 8)
+        grid = WindowGrid(mask.width, mask.height, 64, 8, 3)
         occupied = survey(grid, mask, source.scan(), mpp)
         needed = np.zeros_like(occupied)
         for window in grid.windows():
             glass = read_conditions(mask, *grid.extent(window), mpp).glass
-            needed[window.j, window.i] = not glass[grid.owned_within(window)].all()
+            needed[window.j, window.i] = not glass[grid.held_within(window)].all()
     assert needed.any() and not needed.all()
     assert not (needed & ~occupied).any(), "a window with tissue was taken for glass"
     if mpp == 0.5 and mask.has_tissue:
@@ -58,7 +58,7 @@ def test_windows_by_colour_count_every_window_once():
 
 
 def test_glass_is_written_and_not_painted_and_the_pixels_are_the_same(spec, tmp_path):
-    grid = WindowGrid(330, 260, 64, 8)
+    grid = WindowGrid(330, 260, 64, 8, 3)
     with SlideMask.open(spec.mask) as source:
         occupied = survey(grid, source, source.scan(), spec.mpp)
     assert not occupied.all()
@@ -74,7 +74,7 @@ def test_glass_is_written_and_not_painted_and_the_pixels_are_the_same(spec, tmp_
 
 
 def test_sparse_blocks_share_tasks_and_keep_their_dependencies(tmp_path, spec):
-    layout = BlockGrid(WindowGrid(4000, 2000, 64, 8), 2)
+    layout = BlockGrid(WindowGrid(4000, 2000, 64, 8, 3), 2)
     canvas = Canvas.create(tmp_path / "c", layout, run_record(spec, "mask", "model"))
     occupied = np.random.default_rng(1).random((layout.grid.rows, layout.grid.columns)) < 0.1
     plan = make_plan(canvas, occupied=occupied, batch_size=16)

@@ -3,8 +3,10 @@
 One area of a mask is painted by each method with one model, seed and stain style, and the seams are measured on the
 same grid. Pixels are compared as they are stored: uint8, without JPEG.
 
-- *context*: as wsigen renders. Stages of windows, each told what its neighbours are already.
-- *independent*: windows that know nothing of each other, cut where ownership changes.
+- *context, blended*: as wsigen renders. Stages of windows, each told what its neighbours are already, and blended over
+  narrow bands that two windows paint without knowing of each other.
+- *context, cut*: the same without the bands. Windows are told all of the overlap but its margin, and cut where it ends.
+- *independent*: windows that know nothing of each other, cut at the same places.
 - *feathered*: the same windows, blended linearly over their overlap: two different pictures on top of each other.
 - *MultiDiffusion* (Bar-Tal et al. 2023): windows that overlap by half, whose predictions are averaged at every step. As
   each pixel takes part in four of them, equal calls are fewer steps.
@@ -14,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import cast
 
@@ -35,9 +38,12 @@ from wsigen.masks.slide_mask import SlideMask
 from wsigen.models.conditioning import condition_planes
 from wsigen.models.denoise import WindowInputs, denoise, model_sampler
 from wsigen.models.nasdm import NasdmModel
-from wsigen.tiling.grid import STAGE_COLOURS, Axis
+from wsigen.tiling.blending import Mosaic
+from wsigen.tiling.grid import STAGE_COLOURS, STAGES, Axis, Rectangle, Window, WindowGrid, usual_blend
+from wsigen.tiling.painter import from_uint8, to_uint8
 
-METHODS = ("context", "independent", "feathered", "MultiDiffusion")
+METHODS = ("context, blended", "context, cut", "independent", "feathered", "MultiDiffusion")
+Pair = tuple[Tensor, Tensor]
 Progress = Callable[[str, int, int], None]
 
 
@@ -45,7 +51,7 @@ Progress = Callable[[str, int, int], None]
 class Area:
     """A square area on the device, as large as whole windows need it: (1, P, H, W), (1, 1, H, W), (1, 3, H, W).
 
-    It begins ``margin`` px before the slide, as its windows do, and has that much beyond its last window's too.
+    It begins ``margin`` px before the slide, as its windows do; ``size`` px from there on are wanted along each axis.
     """
 
     planes: Tensor
@@ -53,6 +59,7 @@ class Area:
     white: Tensor  # glass white where glass, 0 elsewhere, in [-1, 1]
     style: Tensor  # (1, 6)
     margin: int
+    size: int
 
     @property
     def side(self) -> int:
@@ -72,13 +79,15 @@ class AreaPainter:
     def paint(self, method: str) -> np.ndarray:
         """Paint by one of METHODS: (H, W, 3) uint8, from the slide's first pixel on."""
         self.calls = 0
-        if method == "MultiDiffusion":
-            painted = self._jointly()
-        else:
-            painted = {"context": self._in_stages, "independent": self._apart, "feathered": self._feathered}[method]()
-        pixels = ((painted[0] + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
-        kept = slice(self.area.margin, self.area.side - self.area.margin)
-        return pixels[:, kept, kept].permute(1, 2, 0).cpu().numpy()
+        ways: dict[str, Callable[[], Tensor]] = {
+            "context, blended": partial(self._in_stages, usual_blend(self.overlap)),
+            "context, cut": self._in_stages,
+            "independent": partial(self._in_stages, told=False),
+            "feathered": self._feathered,
+            "MultiDiffusion": self._jointly,
+        }
+        kept = slice(self.area.margin, self.area.margin + self.area.size)
+        return to_uint8(ways[method]())[0, kept, kept].cpu().numpy()
 
     def sampler(self, steps: int) -> Sampler:
         """The model's sampler."""
@@ -114,33 +123,27 @@ class AreaPainter:
             self.calls += len(part) * self.steps
         return torch.cat(painted)
 
-    def _in_stages(self) -> Tensor:
-        area, stride = self.area, self.window - self.overlap
-        canvas, known = area.white.clone(), area.glass.clone()
-        for colours in STAGE_COLOURS:
-            places = [(x, y) for x, y in self._places(stride) if (x // stride % 2, y // stride % 2) in colours]
-            for (x, y), pixels in zip(places, self._windows(places, canvas, known) if places else ()):
-                self._put_unknown(canvas, known, x, y, pixels)
-        return canvas
+    def _in_stages(self, blend: int = 0, told: bool = True) -> Tensor:
+        """Paint the windows of a grid stage by stage, each ``told`` what is final of its neighbours or nothing."""
+        grid = WindowGrid(self.area.size, self.area.size, self.window, self.overlap, blend)
+        held: dict[Window, np.ndarray] = {}
+        for stage, colours in enumerate(STAGE_COLOURS):
+            windows = [window for window in grid.windows() if window.colour in colours]
+            places = [(i * grid.stride, j * grid.stride) for i, j in windows]
+            context, known = self._final(grid, held, stage if told else 0)
+            for window, pixels in zip(windows, to_uint8(self._windows(places, context, known)) if places else ()):
+                held[window] = pixels.cpu().numpy()[grid.held_within(window)]
+        return self._final(grid, held)[0]
 
-    def _apart(self) -> Tensor:
-        area, stride = self.area, self.window - self.overlap
-        places = self._places(stride)
-        canvas, known = area.white.clone(), area.glass.clone()
-        painted = dict(zip(places, self._windows(places, area.white, area.glass)))
-        for colours in STAGE_COLOURS:
-            for x, y in places:
-                if (x // stride % 2, y // stride % 2) in colours:
-                    self._put_unknown(canvas, known, x, y, painted[x, y])
-        return canvas
-
-    def _put_unknown(self, canvas: Tensor, known: Tensor, x: int, y: int, pixels: Tensor) -> None:
-        margin = self.area.margin
-        kept = slice(margin, self.window - margin)
-        place = np.s_[..., y + margin : y + self.window - margin, x + margin : x + self.window - margin]
-        stored = ((pixels[..., kept, kept] + 1) * 127.5).round() / 127.5 - 1  # what a neighbour would read back
-        canvas[place] = torch.where(known[place] > 0, canvas[place], stored)
-        known[place] = 1
+    def _final(self, grid: WindowGrid, held: dict[Window, np.ndarray], stages_below: int = STAGES) -> Pair:
+        """What is known of the area before a stage: pixels (1, 3, H, W), and where, (1, 1, H, W) float 0 or 1."""
+        area = self.area
+        mosaic = Mosaic(grid, Rectangle(-area.margin, -area.margin, area.side, area.side), stages_below)
+        for window in mosaic.windows:
+            mosaic.add(window, held[window])
+        pixels, known = (torch.from_numpy(part[None]).to(self.device) for part in (mosaic.rgb, mosaic.known))
+        context = torch.where(area.glass > 0, area.white, from_uint8(pixels) * known[:, None])
+        return context, torch.maximum(area.glass, known[:, None].float())
 
     def _feathered(self) -> Tensor:
         places = self._places(self.window - self.overlap)
@@ -206,7 +209,7 @@ def read_area(mask: SlideMask, model: NasdmModel, size: int, window: int, overla
     style = config.style()
     white = torch.tensor(style.glass_rgb, device=device).float()[None, :, None, None] / 127.5 - 1
     vector = torch.from_numpy(config.style_range.normalise(np.array(style.vector)))[None].to(device)
-    return Area(planes, glass, white * glass, vector, axis.margin)
+    return Area(planes, glass, white * glass, vector, axis.margin, axis.length)
 
 
 def study_seams(
@@ -230,7 +233,7 @@ def study_seams(
         raise SettingsError(f"--size {size}: give {2 * window} px or more, two windows of model {config.name}")
     with SlideMask.open(mask, len(config.classes)) as opened:
         area = read_area(opened, painter, size, window, overlap, torch.device(choice.device))
-    command = {"mask": mask.name, "model": config.name, "size": area.side, "window": window, "overlap": overlap}
+    command = {"mask": mask.name, "model": config.name, "size": area.size, "window": window, "overlap": overlap}
     report = Report(out, "Ways to paint an area larger than a window", command, overwrite)
     work = AreaPainter(painter, area, window, overlap, steps or config.num_inference_steps, seed)
     rows, pictures = [], []
@@ -246,7 +249,7 @@ def study_seams(
         rows.append(row)
         corner = max(0, min(window - overlap, len(pixels) - window))
         part = pixels[corner : corner + window, corner : corner + window]
-        pictures.append(report.picture(method.lower(), part))
+        pictures.append(report.picture(method.lower().replace(", ", "-"), part))
         progress("methods", number + 1, len(METHODS))
     says = (
         "1 is no seam for ratios, 0.5 for the AUC. A Laplacian ratio below 1 is blur at borders; for MultiDiffusion, "

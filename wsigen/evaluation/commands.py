@@ -227,7 +227,7 @@ def study_segmentation(recipe: Path, steps: int | None, overrides: tuple[str, ..
 @click.option("--device", type=DEVICES, default="auto", show_default=True)
 @click.option("--overwrite", is_flag=True, help="Replace an existing report.")
 def study_seams(mask: Path, out: Path, model: str, **options: Any) -> None:
-    """Paint an area of MASK with context, without, feathered, and by MultiDiffusion; measure the seams of each."""
+    """Paint an area of MASK by windows with context, blended and cut, and in other ways; measure the seams of each."""
     from wsigen.evaluation.baselines import study_seams as run
     from wsigen.models.registry import DEFAULT_MODEL
 

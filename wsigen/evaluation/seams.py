@@ -87,9 +87,12 @@ class SeamScores:
 
 
 def border_positions(length: int, window: int, overlap: int) -> np.ndarray:
-    """First pixels of the stretches that other windows own, along one axis of the grid, but for the first."""
+    """Where, along one axis of the grid, pixels of an odd window alone begin and end: (n,) int64.
+
+    In slides without blending windows are cut there; in those with it, bands end there on the side of the odd window.
+    """
     axis = Axis(length, window, overlap)
-    starts = (axis.owned_start(i) for i in range(1, axis.count))
+    starts = (axis.held_start(i) for i in range(1, axis.count))
     return np.array([start for start in starts if 0 < start < length], np.int64)
 
 

@@ -1,10 +1,13 @@
 """The canvas: the painted pixels on disk, and with them the journal of what is done.
 
-A Zarr v3 group with one array per colour. An array holds only the pixels that its colour owns, close together; a chunk
-is what one (block, colour) owns. It is written whole, once and atomically (Zarr's LocalStore writes a temporary file
-and renames it), with a checksum, and also when it is blank. A chunk that decodes is therefore a finished piece of work
-and nothing else needs to be recorded. Two traps shape this: a repeated task must not see pixels of its own stage, so
-the arrays of earlier stages are the only ones it opens; and concurrent writers must never share a chunk.
+A Zarr v3 group with one array per colour. An array holds only what the windows of its colour hold, side by side; a
+chunk is what those of one block hold. It is written whole, once and atomically (Zarr's LocalStore writes a temporary
+file and renames it), with a checksum, and also when it is blank. A chunk that decodes is therefore a finished piece of
+work and nothing else needs to be recorded. Two traps shape this: a repeated task must not see pixels of its own stage,
+so the arrays of earlier stages are the only ones it opens; and concurrent writers must never share a chunk.
+
+Where windows meet, several hold a pixel; nothing is mixed on disk. Each keeps what it painted, and whoever reads gets
+the blended pixel, once all of its windows are there: what is stored never changes.
 
 ``run.json`` lies beside the arrays, is written first, and says which run the pixels belong to.
 """
@@ -13,7 +16,9 @@ import json
 import math
 import os
 import shutil
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,17 +30,17 @@ from zarr.storage import LocalStore, MemoryStore
 
 from wsigen.caching import ArrayCache
 from wsigen.errors import StoreError
-from wsigen.tiling.grid import COLOURS, STAGES, Block, BlockGrid, Colour, Rectangle, Segment, WindowGrid
+from wsigen.tiling.blending import Mosaic
+from wsigen.tiling.grid import COLOURS, STAGES, Block, BlockGrid, Colour, Rectangle, Window, WindowGrid
 
 RUN_FILE = "run.json"
-FORMAT = "wsigen canvas 1"
+FORMAT = "wsigen canvas 2"
 CACHE_BYTES = 128 << 20  # decoded chunks kept in memory; a task of default size touches about 90 MB of them
-PANEL_CACHE_BYTES = 64 << 20
+PANEL_CACHE_BYTES = 128 << 20  # the chunks of a panel, and those that panels share
 PANEL_MULTIPLE = 512  # two tiles of 256 px, so that a panel holds whole tiles of levels 0 and 1
 LARGEST_PANEL = 8192
 DECODERS = 4  # threads that verify chunks; zstd and the checksum release the interpreter
 
-Slices = tuple[slice, slice]
 Chunk = tuple[Block, Colour]
 
 
@@ -62,9 +67,7 @@ class Canvas:
         if path.exists() and not _is_empty(path):
             raise StoreError(f"{path}: exists already; resume it, remove it, or choose another place")
         path.mkdir(parents=True, exist_ok=True)
-        sizes = {"width": layout.grid.width, "height": layout.grid.height}
-        windows = {"window": layout.grid.window, "overlap": layout.grid.overlap}
-        record = {"format": FORMAT, "grid": sizes | windows, "block_windows": 2 * layout.b, "run": dict(run)}
+        record = {"format": FORMAT, "grid": asdict(layout.grid), "block_windows": 2 * layout.b, "run": dict(run)}
         write_json(path / RUN_FILE, record)
         return cls.open(path)._create_arrays()
 
@@ -92,7 +95,9 @@ class Canvas:
         if not Path(path).exists() or _is_empty(Path(path)):
             return cls.create(path, layout, run)
         canvas = cls.open(path)
-        if difference := _first_difference(canvas.run, _as_json(run)) or _grid_difference(canvas.grid, layout.grid):
+        if difference := _first_difference(canvas.run, _as_json(run)) or _first_difference(
+            asdict(canvas.grid), asdict(layout.grid)
+        ):
             key, stored, wanted = difference
             raise StoreError(
                 f"{path}: belongs to another run ({key} is {stored!r} there and {wanted!r} here); "
@@ -121,7 +126,7 @@ class Canvas:
             return False
 
     def write(self, block: Block, colour: Colour, pixels: np.ndarray) -> None:
-        """Write the chunk of one (block, colour): uint8 (b * owned height, b * owned width, 3), see BlockGrid.
+        """Write the chunk of one (block, colour): uint8 (b * held height, b * held width, 3), see BlockGrid.
 
         Raises StoreError if the file system refuses it.
         """
@@ -149,7 +154,7 @@ class Canvas:
 
     def is_blank(self, region: Rectangle, rgb: Sequence[int]) -> bool:
         """Whether all chunks that hold pixels of a region were written by `write_blank` in this colour."""
-        return all(self._holds_blank(*chunk, tuple(rgb)) for chunk in self._pieces(*region, STAGES))
+        return all(self._holds_blank(*chunk, tuple(rgb)) for chunk in self._by_chunk(self.grid.windows(region)))
 
     def _require_store(self) -> None:
         if not (self.path / RUN_FILE).is_file():
@@ -176,48 +181,43 @@ class Canvas:
     def read_region(
         self, x: int, y: int, width: int, height: int, stages_below: int = STAGES, require: bool = False
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Pixels painted by stages before ``stages_below``: uint8 (height, width, 3), and bool (height, width) known.
+        """Pixels that are final before a stage: uint8 (height, width, 3), and bool (height, width) known.
 
         The region may reach beyond the slide. Unknown pixels are 0. Chunks that are not there yet, or damaged, are
         unknown; with ``require`` they raise StoreError instead, for a task that relies on its predecessors.
         """
-        rgb = np.zeros((height, width, 3), np.uint8)
-        known = np.zeros((height, width), bool)
-        for (block, colour), pieces in self._pieces(x, y, width, height, stages_below).items():
+        mosaic = Mosaic(self.grid, Rectangle(x, y, width, height), stages_below)
+        for (block, colour), windows in self._by_chunk(mosaic.windows).items():
             chunk = self._chunk(block, colour, require)
             if chunk is not None:
-                for target, source in pieces:
-                    rgb[target], known[target] = chunk[source], True
-        return rgb, known
+                for window in windows:
+                    mosaic.add(window, chunk[self.layout.within_chunk(window)])
+        return mosaic.rgb, mosaic.known
 
     def painted_windows(self, chunk: Chunk, region: Rectangle) -> Iterator[tuple[tuple[int, int], np.ndarray]]:
-        """What the windows of a chunk own of a region: ((x, y) within the region, (h, w, 3) uint8); none if missing."""
-        pixels = self._chunk(*chunk, require=False)
+        """What the windows of a chunk show of a region: ((x, y) within it, (h, w, 3) uint8); none if it is missing.
+
+        Before all windows around are there: as if windows were cut where bands end. No pixel comes twice.
+        """
+        pixels, cut = self._chunk(*chunk, require=False), replace(self.grid, blend=0)
         for window in self.layout.windows(*chunk) if pixels is not None else ():
-            own = self.grid.owned(window)
-            left, top = max(own.x, region.x), max(own.y, region.y)
-            right = min(own.x + own.width, region.x + region.width)
-            bottom = min(own.y + own.height, region.y + region.height)
+            held, shown = self.grid.held(window), cut.held(window)
+            left, top = max(shown.x, region.x), max(shown.y, region.y)
+            right = min(shown.x + shown.width, region.x + region.width)
+            bottom = min(shown.y + shown.height, region.y + region.height)
             if left < right and top < bottom and pixels is not None:
                 whole = pixels[self.layout.within_chunk(window)]
                 yield (
                     (left - region.x, top - region.y),
-                    whole[top - own.y : bottom - own.y, left - own.x : right - own.x],
+                    whole[top - held.y : bottom - held.y, left - held.x : right - held.x],
                 )
 
-    def _pieces(self, x: int, y: int, width: int, height: int, stages_below: int) -> dict[tuple[Block, Colour], list]:
-        """Where the pixels of a region lie: for each chunk its pieces as pairs of (slices in region, in chunk)."""
-        pieces: dict[tuple[Block, Colour], list[tuple[Slices, Slices]]] = {}
-        columns = list(self.grid.x_axis.segments(x, x + width))
-        for row in self.grid.y_axis.segments(y, y + height):
-            for column in columns:
-                colour = Colour(column.parity, row.parity)
-                if colour.stage < stages_below:
-                    q, rows = _within_chunk(row, self.layout.b * self.grid.y_axis.owned_length(row.parity))
-                    p, cols = _within_chunk(column, self.layout.b * self.grid.x_axis.owned_length(column.parity))
-                    target = slice(row.start - y, row.stop - y), slice(column.start - x, column.stop - x)
-                    pieces.setdefault((Block(p, q), colour), []).append((target, (rows, cols)))
-        return pieces
+    def _by_chunk(self, windows: Iterable[Window]) -> Mapping[Chunk, list[Window]]:
+        """Windows by the chunk that they are stored in."""
+        chunks: defaultdict[Chunk, list[Window]] = defaultdict(list)
+        for window in windows:
+            chunks[self.layout.block_of(window), window.colour].append(window)
+        return chunks
 
     def _chunk(self, block: Block, colour: Colour, require: bool) -> np.ndarray | None:
         try:
@@ -293,8 +293,9 @@ class CanvasPanels:
     """
 
     def __init__(self, canvas: Canvas, glass_rgb: Sequence[int], region: Rectangle | None = None) -> None:
-        # A panel of the usual size holds whole chunks, each of which is read once; only others need a cache.
-        whole = region is None and self.side_of(canvas.grid) % canvas.layout.pixels == 0
+        # A panel of the usual size holds whole chunks; without bands each of them is read once and needs no cache.
+        side, blend = self.side_of(canvas.grid), canvas.grid.blend
+        whole = region is None and not blend and side % canvas.layout.pixels == 0
         self._canvas = Canvas(canvas.path, canvas.layout, canvas.run, 0 if whole else PANEL_CACHE_BYTES)
         self._glass_rgb = tuple(glass_rgb)
         self.region = region or Rectangle(0, 0, canvas.grid.width, canvas.grid.height)
@@ -316,12 +317,6 @@ class CanvasPanels:
         if self._canvas.is_blank(part, self._glass_rgb):
             return np.broadcast_to(np.array(self._glass_rgb, np.uint8), (height, width, 3))
         return self._canvas.read_region(*part, require=True)[0]
-
-
-def _within_chunk(run: Segment, length: int) -> tuple[int, slice]:
-    """Chunk number along the compact axis of a run of pixels, for chunks of ``length``, and its place in it."""
-    chunk, start = divmod(run.compact_start, length)
-    return chunk, slice(start, start + run.stop - run.start)
 
 
 def write_json(path: Path, record: Mapping[str, Any]) -> None:
@@ -354,10 +349,3 @@ def _first_difference(stored: Any, wanted: Any, key: str = "") -> tuple[str, Any
                 return found
         return None
     return None if stored == wanted else (key, stored, wanted)
-
-
-def _grid_difference(stored: WindowGrid, wanted: WindowGrid) -> tuple[str, Any, Any] | None:
-    for name in ("width", "height", "window", "overlap"):
-        if getattr(stored, name) != getattr(wanted, name):
-            return name, getattr(stored, name), getattr(wanted, name)
-    return None

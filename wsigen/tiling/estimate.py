@@ -88,8 +88,8 @@ def project(
     painted = sum(count for _, count in windows.values())
     batches = -(-painted // spec.batch_size)
     on_gpu = torch.device(spec.device).type == "cuda"
-    # On the average a window of a colour owns a quarter of a period: (S, S) pixels.
-    pixels = painted * grid.stride**2
+    # On the average a window holds half a period and a band along each axis, and shows half a period.
+    held, shown = painted * (grid.stride + grid.blend) ** 2, painted * grid.stride**2
     device = int(CUDA_CONTEXT_BYTES + cost.weight_bytes + WORKSPACE * cost.work_bytes) if on_gpu else 0
     encoder = ENCODER_PANELS * 3 * min(CanvasPanels.side_of(grid) ** 2, grid.width * grid.height)
     process = _process_bytes(spec, cost, layout, lanes_for(spec.device, workers), on_gpu)
@@ -102,8 +102,8 @@ def project(
         operations=batches * cost.operations,
         device_bytes=device,
         host_bytes=host,
-        canvas_bytes=int(pixels * 3 * CANVAS_SHARE),
-        slide_bytes=int(pixels * SLIDE_BYTES_PER_PIXEL),
+        canvas_bytes=int(held * 3 * CANVAS_SHARE),
+        slide_bytes=int(shown * SLIDE_BYTES_PER_PIXEL),
     )
 
 

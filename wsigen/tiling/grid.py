@@ -1,15 +1,22 @@
-"""The window grid: which windows there are, in which order they are painted, and which pixels each of them owns.
+"""The window grid: which windows there are, in which order they are painted, and which pixels each of them holds.
 
 Windows of ``window`` pixels overlap by ``overlap`` and follow one another with the stride S = window - overlap. Window
 (i, j) has the colour (i % 2, j % 2) and is painted in one of three stages: (0, 0), then (1, 0) and (0, 1) together,
 then (1, 1). The outermost M pixels of a window, a quarter of the overlap, are never kept: a network that sees nothing
 beyond them paints them worse. The first windows begin M pixels before the slide, which makes all windows alike. Of what
-is left, a pixel belongs to the first stage that covers it and is never repainted. Ownership is therefore separable:
-along each axis even windows own W - 2 M pixels and odd ones the W - 2 O + 2 M in their middle, so that the pixels of
-one axis repeat with the period 2 S::
+is left, even windows hold all along an axis, W - 2 M pixels, and odd ones what the even ones leave them,
+W - 2 O + 2 M, and B = ``blend`` pixels more at each end: in these bands two windows hold a pixel, in two dimensions up
+to four, and the slide shows their weighted mean. All of it repeats with the period 2 S::
 
-    |<-- even: W - 2 M -->|<- odd: W - 2 O + 2 M ->|<-- even: W - 2 M -->| ...
-    0                  W - 2 M                    2 S              2 S + W - 2 M
+    |<------ even: W - 2 M ------>|           |<------ even: W - 2 M ------>| ...
+                             |<- odd: W - 2 O + 2 M + 2 B ->|
+    0                        |band|           |band|
+                    W - 2 M - B   W - 2 M     2 S   2 S + B
+
+The weight of the left window falls over a band from (2 B - 1) / 2 B to 1 / 2 B in equal steps, that of the right one is
+the rest; weights of columns and rows are multiplied. A pixel is known once all windows that hold it are painted, so
+that context is always final: an odd window sees O - M - B pixels of it at each side, and paints what it holds itself
+without knowing what others hold of that. Nothing is ever painted twice. With B = 0 every pixel has one window.
 
 All of it is arithmetic on integers, one axis at a time; nothing here reads a file or knows about torch.
 """
@@ -23,7 +30,7 @@ from wsigen.errors import SettingsError
 
 
 class Colour(NamedTuple):
-    """Parity of a window's column and row; a pixel has the colour of the window that owns it."""
+    """Parity of a window's column and row."""
 
     x: int
     y: int
@@ -38,6 +45,14 @@ STAGE_COLOURS: tuple[tuple[Colour, ...], ...] = ((Colour(0, 0),), (Colour(1, 0),
 COLOURS = tuple(colour for stage in STAGE_COLOURS for colour in stage)
 STAGES = len(STAGE_COLOURS)
 MARGIN = 4  # a quarter of the overlap at each side of a window is not kept
+
+
+def usual_blend(overlap: int) -> int:
+    """Pixels over which the windows of a slide are blended: 3/8 of the overlap, and 3/8 of it stay for context.
+
+    Borders of a hard cut show (`wsigen study seams`), and narrower bands show more; wider ones gain nothing.
+    """
+    return 3 * overlap // 8
 
 
 class Window(NamedTuple):
@@ -74,15 +89,15 @@ class Rectangle(NamedTuple):
 
 
 class Segment(NamedTuple):
-    """A run of pixels of one axis that windows of one parity own, and where they lie in the compact axis.
+    """A run of pixels [start, stop) of one axis that the same windows hold: one, or two that lie side by side.
 
-    Segments lie within one window each.
+    into: pixels that the band of two windows goes on before ``start``; 0 where one window holds the run.
     """
 
-    parity: int
+    windows: range
     start: int
     stop: int
-    compact_start: int
+    into: int = 0
 
 
 @dataclass(frozen=True)
@@ -92,6 +107,7 @@ class Axis:
     length: int
     window: int
     overlap: int
+    blend: int = 0
 
     @property
     def stride(self) -> int:
@@ -103,49 +119,59 @@ class Axis:
         """Pixels at both ends of a window that are not kept."""
         return self.overlap // MARGIN
 
-    @property
+    @cached_property
     def count(self) -> int:
-        """Number of windows that own a pixel of the slide."""
-        return self.owner(self.length - 1) + 1
+        """Number of windows: the slide reaches each even one, and each odd one beyond its first band.
+
+        So the same windows exist whatever ``blend`` is. What the last one might share is its own.
+        """
+        period, rest = divmod(self.length - 1, 2 * self.stride)
+        return 2 * period + 1 + (rest >= self.held_length(0))
 
     def origin(self, i: int) -> int:
         """First pixel of window ``i``, before the slide for the first one."""
         return i * self.stride - self.margin
 
-    def owned_length(self, parity: int) -> int:
-        """Pixels that a window of this parity owns: W - 2 M if even, W - 2 O + 2 M if odd."""
+    def held_length(self, parity: int) -> int:
+        """Pixels that a window of this parity holds: W - 2 M if even, W - 2 O + 2 M + 2 B if odd."""
         kept = self.window - 2 * self.margin
-        return 2 * self.stride - kept if parity else kept
+        return 2 * (self.stride + self.blend) - kept if parity else kept
 
-    def owned_start(self, i: int) -> int:
-        """First pixel that window ``i`` owns."""
-        return i * self.stride + (self.overlap - 2 * self.margin) * (i % 2)
+    def held_start(self, i: int) -> int:
+        """First pixel that window ``i`` holds."""
+        return i * self.stride + (self.overlap - 2 * self.margin - self.blend) * (i % 2)
 
-    def owner(self, pixel: int) -> int:
-        """The window that owns a pixel."""
+    def holders(self, pixel: int) -> range:
+        """Existing windows that hold a pixel: one or two, none where there are no windows."""
         period, rest = divmod(pixel, 2 * self.stride)
-        return 2 * period + (rest >= self.owned_length(0))
+        even, end = 2 * period, self.held_length(0)
+        first, last = even + (rest >= end) - (rest < self.blend), even + (rest >= end - self.blend)
+        return range(max(first, 0), min(last + 1, self.count))
 
     def neighbours(self, i: int) -> range:
-        """Existing windows that own pixels within window ``i``, itself included: only odd windows look aside."""
+        """Existing windows of whose pixels window ``i`` sees some, itself included: only odd windows look aside."""
         return range(i - i % 2, min(i + i % 2 + 1, self.count))
 
     def covering(self, start: int, stop: int) -> range:
-        """Existing windows that own a pixel of [start, stop)."""
+        """Existing windows that hold a pixel of [start, stop)."""
         start, stop = max(start, 0), min(stop, self.length)
-        return range(self.owner(start), self.owner(stop - 1) + 1) if start < stop else range(0)
+        return range(self.holders(start).start, self.holders(stop - 1).stop) if start < stop else range(0)
 
     def segments(self, start: int, stop: int) -> Iterator[Segment]:
-        """Cut [start, stop) into runs that one existing window owns; what no such window owns is left out.
+        """Cut [start, stop) into runs that the same existing windows hold; what no such window holds is left out.
 
-        The last window may own pixels beyond the slide; they are painted like all others and cropped at the end.
+        The last window may hold pixels beyond the slide; they are painted like all others and cropped at the end.
         """
-        start = max(start, 0)
-        while start < stop and (i := self.owner(start)) < self.count:
-            parity, first = i % 2, self.owned_start(i)
-            end = min(stop, first + self.owned_length(parity))
-            yield Segment(parity, start, end, i // 2 * self.owned_length(parity) + start - first)
-            start = end
+        start, end = max(start, 0), self.held_length(0)
+        while start < stop and (windows := self.holders(start)):
+            rest = start % (2 * self.stride)
+            # The even window's first band, what it holds alone, its last band, and what the odd one holds alone.
+            changes = (0, self.blend, end - self.blend, end, 2 * self.stride)
+            before = max(change for change in changes if change <= rest)
+            after = min(change for change in changes if change > rest)
+            following = min(stop, start + after - rest)
+            yield Segment(windows, start, following, rest - before if len(windows) > 1 else 0)
+            start = following
 
 
 @dataclass(frozen=True)
@@ -153,13 +179,15 @@ class WindowGrid:
     """Windows of a slide of ``width`` x ``height`` pixels.
 
     Raises SettingsError for sizes that do not fit: the slide has at least one pixel, ``window`` is a multiple of 16,
-    ``overlap`` a multiple of 8 with 8 <= overlap <= 3/8 window (beyond that odd windows own too little of themselves).
+    ``overlap`` a multiple of 8 with 8 <= overlap <= 3/8 window (beyond that odd windows hold too little of themselves),
+    ``blend`` from 0 to half the overlap (beyond that odd windows would blend what is not kept).
     """
 
     width: int
     height: int
     window: int = 256
     overlap: int = 32
+    blend: int = 0
 
     def __post_init__(self) -> None:
         if self.width < 1 or self.height < 1:
@@ -171,16 +199,19 @@ class WindowGrid:
             raise SettingsError(
                 f"--overlap {self.overlap}: must be a multiple of 8 from 8 to {highest} for --window {self.window}"
             )
+        widest = self.overlap - 2 * (self.overlap // MARGIN)
+        if not 0 <= self.blend <= widest:
+            raise SettingsError(f"blend {self.blend}: must lie from 0 to {widest} px for --overlap {self.overlap}")
 
     @cached_property
     def x_axis(self) -> Axis:
         """The horizontal axis."""
-        return Axis(self.width, self.window, self.overlap)
+        return Axis(self.width, self.window, self.overlap, self.blend)
 
     @cached_property
     def y_axis(self) -> Axis:
         """The vertical axis."""
-        return Axis(self.height, self.window, self.overlap)
+        return Axis(self.height, self.window, self.overlap, self.blend)
 
     @property
     def stride(self) -> int:
@@ -198,7 +229,7 @@ class WindowGrid:
         return self.y_axis.count
 
     def windows(self, region: Rectangle | None = None) -> Iterator[Window]:
-        """Windows that own a pixel of the region (default: of the slide), row by row."""
+        """Windows that hold a pixel of the region (default: of the slide), row by row."""
         x, y, width, height = region or (0, 0, self.width, self.height)
         columns = self.x_axis.covering(x, x + width)
         return (Window(i, j) for j in self.y_axis.covering(y, y + height) for i in columns)
@@ -207,27 +238,23 @@ class WindowGrid:
         """Upper left pixel (x, y) of a window, outside the slide for those at its upper and left edge."""
         return self.x_axis.origin(window[0]), self.y_axis.origin(window[1])
 
-    def owner(self, x: int, y: int) -> Window:
-        """The window that owns a pixel."""
-        return Window(self.x_axis.owner(x), self.y_axis.owner(y))
-
     def extent(self, window: Window) -> Rectangle:
         """All pixels of a window: what the model sees, context included."""
         return Rectangle(*self.origin(window), self.window, self.window)
 
-    def owned(self, window: Window) -> Rectangle:
-        """The pixels that a window owns. At the right and lower edge they may reach beyond the slide."""
-        (i, j), (width, height) = window, self.owned_size(Window(*window).colour)
-        return Rectangle(self.x_axis.owned_start(i), self.y_axis.owned_start(j), width, height)
+    def held(self, window: Window) -> Rectangle:
+        """The pixels that a window holds. At the right and lower edge they may reach beyond the slide."""
+        (i, j), (width, height) = window, self.held_size(Window(*window).colour)
+        return Rectangle(self.x_axis.held_start(i), self.y_axis.held_start(j), width, height)
 
-    def owned_size(self, colour: Colour) -> tuple[int, int]:
-        """Width and height of what a window of this colour owns."""
-        return self.x_axis.owned_length(colour.x), self.y_axis.owned_length(colour.y)
+    def held_size(self, colour: Colour) -> tuple[int, int]:
+        """Width and height of what a window of this colour holds."""
+        return self.x_axis.held_length(colour.x), self.y_axis.held_length(colour.y)
 
-    def owned_within(self, window: Window) -> tuple[slice, slice]:
-        """Rows and columns of a window's own pixels, counted from the window's origin."""
-        (x, y), own = self.origin(window), self.owned(window)
-        return slice(own.y - y, own.y - y + own.height), slice(own.x - x, own.x - x + own.width)
+    def held_within(self, window: Window) -> tuple[slice, slice]:
+        """Rows and columns of what a window holds, counted from the window's origin."""
+        (x, y), held = self.origin(window), self.held(window)
+        return slice(held.y - y, held.y - y + held.height), slice(held.x - x, held.x - x + held.width)
 
     def dependencies(self, window: Window) -> tuple[Window, ...]:
         """Windows whose pixels a window sees as context, of earlier stages all: none, 2 or 8 away from the edges."""
@@ -247,7 +274,9 @@ class WindowGrid:
 class BlockGrid:
     """The windows of a grid in blocks of 2 b x 2 b: the unit of work and of storage.
 
-    A block covers the pixels [2 b S p, 2 b S (p + 1)) of an axis, without a gap, since a period of ownership is 2 S.
+    A block covers the pixels [2 b S p, 2 b S (p + 1)) of an axis, without a gap, since the grid's period is 2 S. With
+    ``blend`` its last odd windows hold that many pixels of the next block too: to know the pixels of a block takes the
+    blocks to the left and above as well.
     """
 
     grid: WindowGrid
@@ -281,7 +310,7 @@ class BlockGrid:
         return Block(window[0] // (2 * self.b), window[1] // (2 * self.b))
 
     def region(self, block: Block) -> Rectangle:
-        """The pixels that a block's windows own, cropped to the slide."""
+        """The pixels that a block covers, cropped to the slide."""
         x, y = block[0] * self.pixels, block[1] * self.pixels
         return Rectangle(x, y, min(self.pixels, self.grid.width - x), min(self.pixels, self.grid.height - y))
 
@@ -293,13 +322,13 @@ class BlockGrid:
         return tuple(Window(i, j) for j in rows for i in columns)
 
     def chunk_size(self, colour: Colour) -> tuple[int, int]:
-        """Width and height of what one block owns of one colour, stored compactly."""
-        width, height = self.grid.owned_size(colour)
+        """Width and height of what the windows of one colour of a block hold, stored side by side."""
+        width, height = self.grid.held_size(colour)
         return self.b * width, self.b * height
 
     def within_chunk(self, window: Window) -> tuple[slice, slice]:
-        """Rows and columns that a window's own pixels take within the chunk of its block and colour."""
-        width, height = self.grid.owned_size(Window(*window).colour)
+        """Rows and columns that what a window holds takes within the chunk of its block and colour."""
+        width, height = self.grid.held_size(Window(*window).colour)
         x, y = window[0] // 2 % self.b * width, window[1] // 2 % self.b * height
         return slice(y, y + height), slice(x, x + width)
 

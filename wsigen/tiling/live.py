@@ -20,7 +20,8 @@ import numpy as np
 from wsigen.masks.slide_mask import SlideMask, resampled_to
 from wsigen.models.nasdm import NasdmModel
 from wsigen.tiling.batches import Batcher, Load
-from wsigen.tiling.grid import Rectangle, Window, WindowGrid
+from wsigen.tiling.blending import Mosaic
+from wsigen.tiling.grid import STAGES, Rectangle, Window, WindowGrid
 from wsigen.tiling.painter import WindowJob
 from wsigen.tiling.spec import PaintSpec
 from wsigen.tiling.studio import fixed_threads, load_model, load_window, make_painter, new_crew
@@ -28,7 +29,7 @@ from wsigen.tiling.studio import fixed_threads, load_model, load_window, make_pa
 CACHE_BYTES = 512 << 20  # 2,600 windows of 256 px
 
 Cancelled = Callable[[], bool]
-Pixels = dict[Window, np.ndarray]  # what windows own, (h, w, 3) uint8
+Pixels = dict[Window, np.ndarray]  # what windows hold, (h, w, 3) uint8
 
 
 def never() -> bool:
@@ -95,7 +96,7 @@ class LivePainter:
         needed = {near for window in missing for near in (window, *self.grid.dependencies(window))}
         for stage in sorted({window.stage for window in needed}):
             self._paint([window for window in needed if window.stage == stage and window not in have], have, cancelled)
-        return self._assembled(part, wanted, have)
+        return self._mosaic(part, have).rgb
 
     def is_painted(self, x: int, y: int, width: int, height: int) -> bool:
         """Whether a region is at hand, so that `region` will not paint."""
@@ -104,13 +105,10 @@ class LivePainter:
             return all(window in self._cache or not self._occupied(window) for window in windows)
 
     def at_hand(self, x: int, y: int, width: int, height: int) -> tuple[np.ndarray, np.ndarray]:
-        """What is painted of a region: pixels (height, width, 3) uint8, and which of them are known (height, width)."""
+        """What is final of a region: pixels (height, width, 3) uint8, and which of them are known (height, width)."""
         part = Rectangle(x, y, width, height)
-        pixels, known = np.zeros((height, width, 3), np.uint8), np.zeros((height, width), bool)
-        for window, owned in self._cached(self.grid.windows(part)).items():
-            target, source = overlap(part, self.grid.owned(window))
-            pixels[target], known[target] = owned[source], True
-        return pixels, known
+        mosaic = self._mosaic(part, self._cached(self.grid.windows(part)))
+        return mosaic.rgb, mosaic.known
 
     def to_paint(self, part: Rectangle) -> tuple[int, int]:
         """How many windows of a region need the model, and how many of those are not at hand."""
@@ -124,10 +122,10 @@ class LivePainter:
         Returns how many. Grids, settings and model must be the same: nothing here can tell.
         """
         with other._lock:
-            kept = {window: owned for window, owned in other._cache.items() if not changed[window.j, window.i]}
-        for window, owned in kept.items():
+            kept = {window: held for window, held in other._cache.items() if not changed[window.j, window.i]}
+        for window, held in kept.items():
             if self._occupied(window):
-                self._keep(window, owned, False)
+                self._keep(window, held, False)
         return len(kept)
 
     def _occupied(self, window: Window) -> bool:
@@ -145,7 +143,7 @@ class LivePainter:
         return found
 
     def _glass(self, window: Window) -> np.ndarray:
-        width, height = self.grid.owned_size(window.colour)
+        width, height = self.grid.held_size(window.colour)
         return np.broadcast_to(np.array(self.glass_rgb, np.uint8), (height, width, 3))
 
     def _paint(self, windows: Sequence[Window], have: Pixels, cancelled: Cancelled) -> None:
@@ -177,10 +175,10 @@ class LivePainter:
             loads: list[Load] = [partial(self._load, window, have, cancelled) for window in claims]
             for window, result in zip(claims, self._batcher.submit(loads), strict=True):
                 painted = result.result()
-                owned = self._glass(window) if painted is None else painted[0][self.grid.owned_within(window)].copy()
-                have[window] = owned
-                self._keep(window, owned, painted is not None)
-                claims[window].set_result(owned)
+                held = self._glass(window) if painted is None else painted[0][self.grid.held_within(window)].copy()
+                have[window] = held
+                self._keep(window, held, painted is not None)
+                claims[window].set_result(held)
         finally:
             with self._lock:
                 for window, claim in claims.items():
@@ -197,39 +195,26 @@ class LivePainter:
 
     def _context(self, window: Window, have: Pixels) -> tuple[np.ndarray, np.ndarray]:
         """What a window sees of its neighbours: pixels (W, W, 3), and which of them are known (W, W)."""
-        extent = self.grid.extent(window)
-        context = np.zeros((extent.height, extent.width, 3), np.uint8)
-        known = np.zeros((extent.height, extent.width), bool)
-        for neighbour in self.grid.dependencies(window):
-            target, source = overlap(extent, self.grid.owned(neighbour))
-            context[target], known[target] = have[neighbour][source], True
-        return context, known
+        near = {neighbour: have[neighbour] for neighbour in self.grid.dependencies(window)}
+        mosaic = self._mosaic(self.grid.extent(window), near, window.stage)
+        return mosaic.rgb, mosaic.known
 
-    def _keep(self, window: Window, owned: np.ndarray, painted: bool) -> None:
+    def _mosaic(self, part: Rectangle, have: Pixels, stages_below: int = STAGES) -> Mosaic:
+        """What is known of a part, with the windows that are at hand."""
+        mosaic = Mosaic(self.grid, part, stages_below)
+        for window in mosaic.windows:
+            if window in have:
+                mosaic.add(window, have[window])
+        return mosaic
+
+    def _keep(self, window: Window, held: np.ndarray, painted: bool) -> None:
         with self._lock:
             self.painted += painted
-            self._cache[window] = owned
-            self._cached_bytes += _bytes_held(owned)
+            self._cache[window] = held
+            self._cached_bytes += _bytes_held(held)
             while self._cached_bytes > self._cache_bytes and len(self._cache) > 1:
                 self._cached_bytes -= _bytes_held(self._cache.popitem(last=False)[1])
         self.on_painted(window)
-
-    def _assembled(self, part: Rectangle, windows: Iterable[Window], have: Pixels) -> np.ndarray:
-        pixels = np.empty((part.height, part.width, 3), np.uint8)
-        for window in windows:
-            target, source = overlap(part, self.grid.owned(window))
-            pixels[target] = have[window][source]
-        return pixels
-
-
-def overlap(a: Rectangle, b: Rectangle) -> tuple[tuple[slice, slice], tuple[slice, slice]]:
-    """Rows and columns of what two rectangles share, counted from the corner of the first and of the second."""
-    left, right = max(a.x, b.x), min(a.x + a.width, b.x + b.width)
-    top, bottom = max(a.y, b.y), min(a.y + a.height, b.y + b.height)
-    return (
-        (slice(top - a.y, bottom - a.y), slice(left - a.x, right - a.x)),
-        (slice(top - b.y, bottom - b.y), slice(left - b.x, right - b.x)),
-    )
 
 
 def _bytes_held(pixels: np.ndarray) -> int:

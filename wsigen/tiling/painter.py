@@ -2,7 +2,8 @@
 
 Every window is conditioned on its mask, on the slide's stain style and on the pixels that are known already: its
 neighbours' and clear glass. Before each update of the solver the predicted image is overwritten with what is known, so
-that the unknown rest grows to fit (as in inpainting with a data-predicting solver); nothing is blended afterwards.
+that the unknown rest grows to fit (as in inpainting with a data-predicting solver). What two windows paint in their
+common band is blended when it is read, see `wsigen.tiling.blending`.
 
 A window's pixels depend on nothing but the window: batches always have the same shape, noise is keyed by coordinates,
 and context is what was stored, as uint8, never a live float.
@@ -117,9 +118,9 @@ class Painter:
         self._copies_in = torch.cuda.Stream(self.device) if on_gpu else None
         self._copies_out = torch.cuda.Stream(self.device) if on_gpu else None
 
-    def needs_model(self, mask: Surroundings | LayoutWindow, owned: tuple[slice, slice]) -> bool:
-        """Whether a window owns (rows, columns) any pixel that is not clear glass; the others are filled with glass."""
-        return not mask.is_glass(owned)
+    def needs_model(self, mask: Surroundings | LayoutWindow, held: tuple[slice, slice]) -> bool:
+        """Whether a window holds (rows, columns) a pixel that is not clear glass; the others are filled with glass."""
+        return not mask.is_glass(held)
 
     def paint(self, jobs: Sequence[WindowJob], stop: Callable[[], bool] = lambda: False) -> np.ndarray:
         """Paint 1 to ``batch_size`` windows of one size: (n, W, W, 3) uint8, known pixels as they were.

@@ -2,7 +2,7 @@
 
 A task is one stage of one dense block of windows, or of several sparse ones of a row, so that it fills batches. Its
 windows see pixels of earlier stages in their own block and in the blocks to the right and below, never to the left or
-above: a block begins with an even window, which owns all that it covers.
+above: a block begins with an even window, which keeps all that it covers but its margin.
 """
 
 from collections.abc import Iterable, Iterator, Mapping

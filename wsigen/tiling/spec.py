@@ -12,6 +12,7 @@ from typing import Any
 
 from wsigen.errors import SettingsError
 from wsigen.models.stain import StainStyle
+from wsigen.tiling.grid import WindowGrid
 
 DTYPES = ("float32", "bfloat16", "float16")
 
@@ -39,6 +40,7 @@ class PaintSpec:
     guidance_scale: float = 1.0
     window: int = 256
     overlap: int = 32
+    blend: int = 0
     batch_size: int = 4
     device: str = "cpu"
     dtype: str = "float32"
@@ -50,6 +52,10 @@ class PaintSpec:
             raise SettingsError(f"--seed {self.seed}: must lie in [0, 2^64)")
         if self.dtype not in DTYPES:
             raise SettingsError(f"--dtype {self.dtype}: choose one of {', '.join(DTYPES)}")
+
+    def grid(self, width: int, height: int) -> WindowGrid:
+        """The windows of a slide of width x height pixels."""
+        return WindowGrid(width, height, self.window, self.overlap, self.blend)
 
     def to_json(self) -> str:
         """Serialise; from_json reads it back to an equal object."""

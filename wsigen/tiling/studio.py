@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, wait
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import astuple, dataclass, fields
 from functools import partial
 from pathlib import Path
 
@@ -66,11 +66,10 @@ class Studio:
         model = model or load_model(spec)
         source = _open_source(spec, model)
         mask = _at_scale(source, spec.mpp)
-        here = (mask.width, mask.height, spec.window, spec.overlap)
-        there = (canvas.grid.width, canvas.grid.height, canvas.grid.window, canvas.grid.overlap)
+        here, there = astuple(spec.grid(mask.width, mask.height)), astuple(canvas.grid)
         if here != there:
             source.close()
-            raise StoreError(f"{canvas_path}: its width, height, window and overlap are {there}, not {here}")
+            raise StoreError(f"{canvas_path}: its width, height, window, overlap and blend are {there}, not {here}")
         return cls(canvas, source, make_painter(spec, model), spec.mpp, crew)
 
     def run(self, task: Task) -> TaskResult:
@@ -102,7 +101,7 @@ class Studio:
             width, height = layout.chunk_size(colour)
             pixels = np.broadcast_to(self.painter.glass_rgb, (height, width, 3)).copy()
             for window, (window_pixels, _) in painted.items():
-                pixels[layout.within_chunk(window)] = window_pixels[layout.grid.owned_within(window)]
+                pixels[layout.within_chunk(window)] = window_pixels[layout.grid.held_within(window)]
             self.canvas.write(block, colour, pixels)
         else:
             self.canvas.write_blank([chunk], self.painter.glass_rgb.tolist())
@@ -120,7 +119,7 @@ class Studio:
         self.source.close()
 
     def _load(self, window: Window, clock: "_Clock") -> WindowJob | None:
-        """Read one window; None if all that it owns is clear glass."""
+        """Read one window; None if all that it holds is clear glass."""
         if self._stopped.is_set():
             raise InterruptedError("painting was stopped")
         with clock:
@@ -161,10 +160,10 @@ def load_window(
     mpp: float,
     context_of: Callable[[Window], tuple[np.ndarray, np.ndarray]],
 ) -> WindowJob | None:
-    """Read the mask (or layout) of a window, its context by ``context_of``; None if all that it owns is clear glass."""
+    """Read the mask (or layout) of a window, its context by ``context_of``; None if it holds clear glass alone."""
     extent = grid.extent(window)
     around = mask.read(*extent) if isinstance(mask, Layout) else read_surroundings(mask, *extent, mpp)
-    if not painter.needs_model(around, grid.owned_within(window)):
+    if not painter.needs_model(around, grid.held_within(window)):
         return None
     return WindowJob(extent.x, extent.y, around, *context_of(window))
 

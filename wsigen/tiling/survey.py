@@ -1,6 +1,6 @@
 """Which windows may hold more than clear glass, told from the coarse map of a mask that its one scan leaves behind.
 
-The survey errs on one side: a window that it leaves out owns nothing but glass, so that a chunk of such windows is
+The survey errs on one side: a window that it leaves out holds nothing but glass, so that a chunk of such windows is
 written without reading the mask; one that it names may still turn out to be glass when it is read.
 """
 
@@ -89,9 +89,9 @@ def windows_by_colour(occupied: np.ndarray) -> dict[Colour, tuple[int, int]]:
 
 
 def _spans(axis: Axis, halo: int, ratio: float) -> np.ndarray:
-    """Pixels [start, stop) of the mask's file that decide what each window owns: (count, 2) int64."""
-    own = [(axis.owned_start(i), axis.owned_start(i) + axis.owned_length(i % 2)) for i in range(axis.count)]
-    return _in_file(own, halo, ratio)
+    """Pixels [start, stop) of the mask's file that decide what each window holds: (count, 2) int64."""
+    held = [(axis.held_start(i), axis.held_start(i) + axis.held_length(i % 2)) for i in range(axis.count)]
+    return _in_file(held, halo, ratio)
 
 
 def _in_file(pixels: list[tuple[int, int]], halo: int, ratio: float) -> np.ndarray:

@@ -476,9 +476,7 @@ class LiveSlide:
         if changed is not None and old.slide is not None:
             self.kept = slide.painter.inherit(old.slide.painter, changed)
         slide.painter.on_painted = self._note
-        parts = (
-            [plan.grid.owned(Window(int(i), int(j))) for j, i in np.argwhere(changed)] if changed is not None else []
-        )
+        parts = [plan.grid.held(Window(int(i), int(j))) for j, i in np.argwhere(changed)] if changed is not None else []
         self._show(View(self.view.generation + (changed is not None), plan, overlay, slide), parts)
 
     def _show(self, view: View, parts: list[Rectangle]) -> None:
@@ -496,7 +494,7 @@ class LiveSlide:
 
     def _note(self, window: Window) -> None:
         """A window is at hand from now on."""
-        part = self.view.plan.grid.owned(window)
+        part = self.view.plan.grid.held(window)
         side = TILE << JOINED_LEVEL
         with self._condition:
             self._notes += 1
