@@ -81,6 +81,13 @@ def test_a_final_step_out_of_range_is_refused_by_name(final_step):
         ModelConfig.from_json(text, "somewhere.json")
 
 
+@pytest.mark.parametrize("response", [[1.0], [1.0, -1.0, 1.0, 1.0, 1.0, 1.0], [0, 1, 1, 1, 1, 1]])
+def test_a_response_that_fits_no_class_table_is_refused_by_name(response):
+    text = json.dumps({**json.loads(TINY.to_json()), "response": response})
+    with pytest.raises(ModelError, match="response"):
+        ModelConfig.from_json(text)
+
+
 def test_another_final_step_is_another_model(folder):
     before = weights_sha256(folder)  # part of the record that a resumed run must agree with
     (folder / "config.json").write_text(replace(TINY, final_step=0.5).to_json())

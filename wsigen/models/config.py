@@ -6,6 +6,7 @@ This module imports no torch, so that commands that only need a class table or a
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -76,6 +77,12 @@ class ModelConfig:
     def __post_init__(self) -> None:
         if not 0 < self.final_step <= 1:
             raise ValueError(f"final_step {self.final_step}: must lie in (0, 1]")
+        if self.response and (
+            len(self.response) != len(self.classes) or not all(0 < r < math.inf for r in self.response)
+        ):
+            raise ValueError(
+                f"response {self.response}: must be a positive number for each of {len(self.classes)} classes"
+            )
 
     @property
     def condition_planes(self) -> int:
@@ -172,11 +179,13 @@ PRESETS: dict[str, ModelConfig] = {
             style_dim=0,
         ),
     ),
-    "nasdm-colon-20x": replace(_COLON, final_step=0.4),  # docs/quality.md has what 1 looks like
+    # docs/quality.md has what other solvers and final steps look like.
+    "nasdm-colon-20x": replace(_COLON, sampler="unipc", final_step=0.4),
     # A third of the cost: the network for laptops and for recipes that must show something within minutes.
     "nasdm-colon-20x-small": replace(
         _COLON,
         name="nasdm-colon-20x-small",
+        sampler="unipc",
         final_step=0.4,
         unet=UNetConfig(channels=(64, 96, 160), num_res_blocks=1, head_channels=32, spade_hidden=48),
     ),

@@ -1,0 +1,64 @@
+"""How many nuclei survive being drawn into the picture that a mask model paints and decoded again, without a network.
+
+    python benchmarks/decoding.py data
+
+``data`` is a training folder; both sides of its split count, by who drew the labels. A nucleus is kept if one decoded
+nucleus covers it by more than half of their union.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import click
+import numpy as np
+
+from wsigen.evaluation.fidelity import relabelled
+from wsigen.masks.demo import demo_mask
+from wsigen.masks.synthesis.decoding import Decoder
+from wsigen.masks.synthesis.mask_code import MaskCode
+from wsigen.models.config import LIZARD_CLASSES
+from wsigen.training import manifest as manifests
+
+DEMO = (2048, 1536, 1)  # width, height, seed
+
+
+def planes(folder: Path) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
+    """Who drew the labels, classes (H, W) uint8 and ids (H, W) of every picture of a folder, and of a demo mask."""
+    for entry in manifests.load(folder).images:
+        labels = manifests.read_label(manifests.label_path(folder, entry.name))
+        ids = manifests.read_label(manifests.instance_path(folder, entry.name))
+        there = (labels > 0) & (labels <= len(LIZARD_CLASSES))
+        yield f"labels: {entry.label_quality}", np.where(there, labels, 0).astype(np.uint8), np.where(there, ids, 0)
+    demo = demo_mask(*DEMO)
+    assert demo.instances is not None
+    yield "wsigen mask demo", demo.classes, demo.instances
+
+
+def kept(ids: np.ndarray, index: np.ndarray) -> tuple[int, int]:
+    """Nuclei of ``ids`` that a nucleus of ``index`` covers by more than half of their union, and how many there are."""
+    truth = relabelled(ids)
+    both = (truth > 0) & (index > 0)
+    pairs, common = np.unique(np.stack([truth[both], index[both]]), axis=1, return_counts=True)
+    union = np.bincount(truth.ravel())[pairs[0]] + np.bincount(index.ravel())[pairs[1]] - common
+    return int((common / union > 0.5).sum()), int(truth.max())
+
+
+@click.command()
+@click.argument("folder", type=click.Path(path_type=Path, exists=True))
+def main(folder: Path) -> None:
+    """Draw, decode and count."""
+    code = MaskCode.of(LIZARD_CLASSES)
+    decoder, counts = Decoder(code), {}
+    for source, classes, ids in planes(folder):
+        found, there = kept(ids, decoder(code.encode(classes, ids)).index)
+        before = counts.get(source, (0, 0))
+        counts[source] = before[0] + found, before[1] + there
+    click.echo("| source | nuclei | kept |\n| --- | --- | --- |")
+    for source, (found, there) in counts.items():
+        click.echo(f"| {source} | {there:,} | {found / there:.1%} |")
+
+
+if __name__ == "__main__":
+    main()

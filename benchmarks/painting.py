@@ -1,0 +1,129 @@
+"""What painted windows look like: the same masks in few and many steps, their contrast, and a count of droplets.
+
+    python benchmarks/painting.py sheet --data data -o docs/quality/steps.jpg --steps 4 --steps 8 --steps 50
+    python benchmarks/painting.py contrast --data data --run ddim:8 --run dpm++2m:8 --run unipc:8
+    python benchmarks/painting.py droplets --data data
+
+Windows are held-out ones of a training folder (``wsigen data prepare``), on a grid of half their side, and know no
+neighbours. A droplet is a speckled spot of undenoised noise; what tells it from tissue is its energy of hue: the mean
+square over 7 px of the Laplacian of green minus half of red and blue, whose largest value in the window counts.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import click
+import numpy as np
+import torch
+from PIL import Image
+from scipy import ndimage
+
+from wsigen.devices import choose_device
+from wsigen.evaluation.material import Material, PaintOptions, load_painter, paint_patches, real_patches
+from wsigen.models.nasdm import NasdmModel
+from wsigen.models.registry import DEFAULT_MODEL
+from wsigen.models.stain import TISSUE_MIN_OD, optical_density
+
+GAP = 4  # px between rows of the sheet
+EDGE = 4  # px of a window's edge that are not looked at
+WHITE = 215  # of 255 in every channel: a pixel of glass or of a lumen
+WHITEST = 0.3  # share of white pixels above which a window has few nuclei for another reason
+THRESHOLDS = (2000, 1000)
+
+
+@click.group()
+@click.option("--model", default=DEFAULT_MODEL, show_default=True)
+@click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
+@click.pass_context
+def main(context: click.Context, model: str, device: str) -> None:
+    """Look at painted windows of held-out masks."""
+    choice = choose_device(device)
+    context.obj = load_painter(model, choice), choice
+
+
+def held_out(data: Path, model: NasdmModel, count: int, device: str) -> Material:
+    """Windows of the painter's size from the held-out side."""
+    return real_patches(data, "val", model.config.window, count, torch.device(device))
+
+
+@main.command()
+@click.option("--data", type=click.Path(path_type=Path), required=True)
+@click.option("-o", "--out", type=click.Path(path_type=Path), required=True)
+@click.option("--steps", type=int, multiple=True, default=(4, 8, 50), show_default=True)
+@click.option("--mask", "masks", type=int, multiple=True, default=(0, 4, 6, 7), show_default=True, help="Of 8.")
+@click.pass_obj
+def sheet(work: tuple, data: Path, out: Path, steps: tuple[int, ...], masks: tuple[int, ...]) -> None:
+    """Paint the same masks and noise in different numbers of steps, a row for each."""
+    model, choice = work
+    material = held_out(data, model, 8, choice.device)
+    side = model.config.window
+    picture = np.full(((side + GAP) * len(steps) - GAP, side * len(masks), 3), 255, np.uint8)
+    for number, count in enumerate(steps):
+        row = np.hstack(list(paint_patches(model, material, PaintOptions(steps=count), choice, np.array(masks))))
+        picture[(side + GAP) * number :][:side] = row
+    Image.fromarray(picture).save(out, quality=90, subsampling=0)
+
+
+@main.command()
+@click.option("--data", type=click.Path(path_type=Path), required=True)
+@click.option("--count", default=40, show_default=True, help="Patches.")
+@click.option("--window", default=128, show_default=True, help="Side of a patch, px.")
+@click.option("--run", "runs", multiple=True, metavar="SAMPLER:STEPS", default=("unipc:8",), show_default=True)
+@click.pass_obj
+def contrast(work: tuple, data: Path, count: int, window: int, runs: tuple[str, ...]) -> None:
+    """Optical density of green over tissue, painted and real: deviation in all and within patches, mean, gradient."""
+    model, choice = work
+    material = real_patches(data, "val", window, count, torch.device(choice.device))
+    click.echo("| | deviation | within patches | mean | mean gradient |\n| --- | --- | --- | --- | --- |")
+    for run in ("real", *runs):
+        images = material.patches.images
+        if run != "real":
+            sampler, steps = run.split(":")
+            images = paint_patches(model, material, PaintOptions(steps=int(steps), sampler=sampler), choice)
+        density = optical_density(images)
+        tissue, green = density.mean(-1) > TISSUE_MIN_OD, density[..., 1]
+        within = np.mean([part[there].std() for part, there in zip(green, tissue) if there.sum() > window])
+        gradient = np.abs(np.diff(green, axis=1)).mean()
+        deviation, mean = green[tissue].std(), green[tissue].mean()
+        click.echo(f"| {run} | {deviation:.3f} | {within:.3f} | {mean:.3f} | {gradient:.3f} |")
+
+
+@main.command()
+@click.option("--data", type=click.Path(path_type=Path), required=True)
+@click.option("--windows", default=24, show_default=True, help="With the fewest nuclei.")
+@click.option("--final-step", type=float, multiple=True, help="In lengths of the others. [default: the model's]")
+@click.option("--steps", type=int, help="[default: the model's]")
+@click.pass_obj
+def droplets(work: tuple, data: Path, windows: int, final_step: tuple[float, ...], steps: int | None) -> None:
+    """Count windows with droplets among those with the fewest nuclei, painted and real."""
+    model, choice = work
+    material = held_out(data, model, 1 << 30, choice.device)
+    nuclei = np.array([len(np.unique(ids)) - 1 for ids in material.patches.instances])
+    white = (material.patches.images.min(-1) > WHITE).mean((1, 2))
+    some = np.flatnonzero(white < WHITEST)
+    which = some[np.argsort(nuclei[some], kind="stable")][:windows]
+    click.echo(f"{len(which)} windows of at most {nuclei[which].max()} nuclei")
+    report("real", material.patches.images[which])
+    config = model.config
+    for length in final_step or (config.final_step,):
+        model.config = replace(config, final_step=length)
+        report(f"final step {length}", paint_patches(model, material, PaintOptions(steps=steps), choice, which))
+
+
+def report(what: str, images: np.ndarray) -> None:
+    """Print how many of ``images`` (N, H, W, 3) uint8 pass each threshold, the median and the largest energy."""
+    largest = np.array([hue_energy(image)[EDGE:-EDGE, EDGE:-EDGE].max() for image in images])
+    counts = ", ".join(f"{(largest > threshold).sum()} above {threshold:,}" for threshold in THRESHOLDS)
+    click.echo(f"{what}: {counts}; median {np.median(largest):,.0f}, largest {largest.max():,.0f}")
+
+
+def hue_energy(image: np.ndarray) -> np.ndarray:
+    """Energy of hue of (H, W, 3) uint8 around each pixel: (H, W)."""
+    red, green, blue = np.moveaxis(image.astype(float), -1, 0)
+    return ndimage.uniform_filter(ndimage.laplace(green - 0.5 * (red + blue)) ** 2, 7)
+
+
+if __name__ == "__main__":
+    main()
