@@ -1,4 +1,4 @@
-"""The other tasks of `wsigen train`: networks that measure, and consistency tuning."""
+"""The other tasks of `wsigen train`: networks that measure, and painters of few steps."""
 
 import csv
 import math
@@ -10,6 +10,7 @@ import pyvips
 import torch
 from short_run import SHORT
 
+from wsigen.diffusion.gaussian import q_sample
 from wsigen.diffusion.samplers import make_sampler
 from wsigen.diffusion.schedules import NoiseSchedule
 from wsigen.errors import DataError, ModelError, SettingsError
@@ -22,6 +23,7 @@ from wsigen.training.loop import Process, train
 from wsigen.training.manifest import TrainingImage
 from wsigen.training.patches import without_fold
 from wsigen.training.prepare import prepare
+from wsigen.training.progressive import ProgressiveTrainer
 from wsigen.training.segmenting import dice_loss
 from wsigen.training.settings import DistillSettings, Phase
 
@@ -127,7 +129,7 @@ def test_blur_is_of_each_picture_its_own():
     torch.testing.assert_close(blurred[1].mean(), images[1].mean(), atol=0.02, rtol=0)
 
 
-# --- consistency tuning -----------------------------------------------------------------------------------------------
+# --- few steps --------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -147,6 +149,35 @@ def test_tuning_writes_a_few_step_painter(data, painter, tmp_path, teacher, guid
     with (tmp_path / "log.csv").open(newline="") as file:
         assert all(math.isfinite(float(row["loss"])) for row in csv.DictReader(file))
     assert list((tmp_path / "samples").glob("*.png"))
+
+
+def test_progressive_tuning_writes_a_few_step_painter(data, painter, tmp_path):
+    distill = DistillSettings(steps=3, teacher_steps=2)
+    quietly(replace(SHORT, task="progressive", initial_model=painter, distill=distill), data, tmp_path)
+    config = NasdmModel.from_pretrained(tmp_path / "model").config
+    before = NasdmModel.from_pretrained(painter).config
+    assert (config.sampler, config.num_inference_steps) == ("ddim", 3) and config.final_step == before.final_step
+    with (tmp_path / "log.csv").open(newline="") as file:
+        losses = [float(row["loss"]) for row in csv.DictReader(file)]
+    assert all(math.isfinite(loss) for loss in losses) and max(losses) > 0
+
+
+@pytest.mark.parametrize("teacher_steps", [1, 3])
+def test_a_target_leads_where_the_teacher_leads(data, painter, tmp_path, teacher_steps, monkeypatch):
+    distill = DistillSettings(steps=4, teacher_steps=teacher_steps)
+    settings = replace(SHORT, task="progressive", initial_model=painter, distill=distill)
+    trainer = ProgressiveTrainer(settings, data, tmp_path, Process(0, 1, torch.device("cpu")), False)
+    batch = trainer.draw(trainer.bank, 32, 8, torch.Generator().manual_seed(0))
+    assert sorted(set(batch.t.tolist())) == sorted(trainer.steps[:, 0].tolist())
+    x = q_sample(trainer.schedule, batch.clean.x0, batch.t, batch.noise)
+    with torch.no_grad():
+        if teacher_steps == 1:  # both take the same step
+            expected = trainer.teacher_data(batch.clean, x, batch.t)
+            torch.testing.assert_close(trainer.target(batch, x), expected, atol=1e-3, rtol=0)
+        # A teacher that sees one image everywhere goes straight to it.
+        image = torch.rand_like(x)
+        monkeypatch.setattr(trainer, "teacher_data", lambda clean, x, t: image)
+        torch.testing.assert_close(trainer.target(batch, x), image, atol=1e-3, rtol=0)
 
 
 def test_tuning_needs_a_painter(data, tmp_path):

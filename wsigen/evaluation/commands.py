@@ -12,6 +12,7 @@ import click
 
 PATH = click.Path(path_type=Path)
 DEVICES = click.Choice(["auto", "cpu", "cuda"])
+RECIPES = {"consistency": "distill", "progressive": "progressive"}  # of the ways to distil
 STOPPED = 130  # exit code after Ctrl-C, as shells have it
 
 
@@ -201,6 +202,7 @@ def study() -> None:
 @click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Change a setting of the recipe.")
 @click.option("--device", type=DEVICES, default="auto", show_default=True)
 @click.option("--jobs", type=click.IntRange(1), default=1, show_default=True, help="Networks trained side by side.")
+@click.option("--compile/--no-compile", "compile_model", default=None, help="torch.compile. [default: on a GPU]")
 @click.option("--resume", is_flag=True, help="Continue the study in the folder.")
 def study_segmentation(recipe: Path, steps: int | None, overrides: tuple[str, ...], **options: Any) -> None:
     """Train the segmenter of RECIPE on real, painted and both; test on held-out real pictures."""
@@ -237,7 +239,8 @@ def study_seams(mask: Path, out: Path, model: str, **options: Any) -> None:
 
 
 @click.command()
-@click.option("--config", type=PATH, help="Recipe, TOML. [default: the one that ships]")
+@click.option("--method", type=click.Choice(["consistency", "progressive"]), default="consistency", show_default=True)
+@click.option("--config", type=PATH, help="Recipe, TOML. [default: the one of the method that ships]")
 @click.option("--model", default="", help="Painter to tune. [default: the recipe's]")
 @click.option("--data", "data_folder", required=True, type=PATH, help="Training folder.")
 @click.option("-o", "--out", required=True, type=PATH, help="Folder of the run.")
@@ -248,6 +251,7 @@ def study_seams(mask: Path, out: Path, model: str, **options: Any) -> None:
 @click.option("--compile/--no-compile", "compile_model", default=None, help="torch.compile. [default: on a GPU]")
 @click.option("--resume", is_flag=True, help="Continue the run in the folder.")
 def distill(
+    method: str,
     config: Path | None,
     model: str,
     data_folder: Path,
@@ -259,7 +263,7 @@ def distill(
     compile_model: bool | None,
     resume: bool,
 ) -> None:
-    """Tune a painter to paint in a few steps what it painted in many (consistency tuning)."""
+    """Tune a painter to paint in a few steps what it painted in many."""
     import json
 
     from wsigen.config import shipped_config
@@ -268,7 +272,7 @@ def distill(
 
     changes = [f"initial_model={json.dumps(model)}"] if model else []
     changes += [f"distill.guidance_scale={guidance_scale}"] if guidance_scale is not None else []
-    recipe = config or Path(str(shipped_config("distill.toml")))
+    recipe = config or Path(str(shipped_config(f"{RECIPES[method]}.toml")))
     settings = load_settings(recipe, (*changes, *overrides))
     result = train(
         settings,
@@ -281,4 +285,4 @@ def distill(
         report=click.echo,
     )
     click.echo(f"step {result.step} of {result.total_steps}, {result.images} images, {result.seconds:.0f} s")
-    click.echo(f"next: wsigen render MASK --model {out}/model --steps 2")
+    click.echo(f"next: wsigen render MASK --model {out}/model")

@@ -54,6 +54,7 @@ class Study:
     paint: PaintOptions = field(default_factory=PaintOptions)
     device: str = "auto"
     jobs: int = 1  # networks trained at a time, each in a process of its own
+    compile_model: bool | None = None  # None: on a GPU
     resume: bool = False
 
 
@@ -170,7 +171,13 @@ def _scores(study: Study, folder: Path, run: Path, seed: int) -> list[dict[str, 
         return json.loads(stored.read_text(encoding="utf-8"))
     device = torch.device(choose_device(study.device).device)
     result = train(
-        replace(study.recipe, seed=1 + seed), folder, run, device=device.type, resume=True, report=lambda _: None
+        replace(study.recipe, seed=1 + seed),
+        folder,
+        run,
+        device=device.type,
+        resume=True,
+        compile_model=study.compile_model,
+        report=lambda _: None,
     )
     if result.step < result.total_steps:  # Ctrl-C ends a run at a step with a checkpoint
         raise KeyboardInterrupt

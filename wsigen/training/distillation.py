@@ -12,6 +12,7 @@ The condition f(x, 0) = x holds by itself: the data prediction of a v network is
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import replace
 from typing import cast
@@ -23,6 +24,7 @@ from wsigen.diffusion.gaussian import PredictionType, q_sample, to_eps, to_x0
 from wsigen.diffusion.guidance import guide, is_guided
 from wsigen.errors import SettingsError
 from wsigen.models.conditioning import null_planes
+from wsigen.models.config import ModelConfig
 from wsigen.models.nasdm import NasdmModel
 from wsigen.training.corrupt import TrainingBatch
 from wsigen.training.denoising import NOISE_BINS, DenoisingTrainer, NoisyBatch, pixel_weights
@@ -30,31 +32,63 @@ from wsigen.training.loop import Trainable
 from wsigen.training.manifest import Manifest
 from wsigen.training.patches import PatchBank
 
-STUDENT_STEPS = 4
 DATA_DEVIATION = 0.5  # of pixels in [-1, 1]
 
 
-class ConsistencyTrainer(DenoisingTrainer):
-    """Tunes ``initial_model``; what it saves samples with the "consistency" sampler in STUDENT_STEPS steps."""
+class StudentTrainer(DenoisingTrainer):
+    """Tunes ``initial_model`` to paint in ``distill.steps`` steps what it paints in many."""
+
+    @abstractmethod
+    def student(self, config: ModelConfig) -> ModelConfig:
+        """The teacher's configuration with the student's way of sampling."""
 
     def build(self, manifest: Manifest) -> Trainable:
         """Load the painter twice: the student, and the teacher, which stays as it is."""
         settings = self.settings
         if not settings.initial_model:
-            raise SettingsError("task distill: the recipe names no initial_model; name the painter to tune")
+            raise SettingsError(f"task {settings.task}: the recipe names no initial_model; name the painter to tune")
         student = cast(NasdmModel, super().build(manifest))
         if student.config.prediction != "v" or student.config.learned_variance:
             raise SettingsError(
                 f"initial_model {settings.initial_model}: predicts {student.config.prediction}; tuning needs a v model "
                 "without a learned variance"
             )
-        self.config = replace(self.config, sampler="consistency", num_inference_steps=STUDENT_STEPS, final_step=1.0)
-        student.config = self.config
+        student.config = self.config = replace(self.student(self.config), num_inference_steps=settings.distill.steps)
         teacher = NasdmModel.from_pretrained(settings.initial_model).to(self.process.device)
         teacher.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch types omit it
         compiled = torch.compile(teacher, dynamic=False) if self.compile_model else teacher
         self.teacher = cast(Callable[..., Tensor], compiled)
         return cast(Trainable, student)
+
+    def data(self, network: Callable[..., Tensor], clean: TrainingBatch, x: Tensor, t: Tensor) -> Tensor:
+        """Data prediction (B, 3, W, W) float32 of the network at x_t."""
+        with self.autocast():
+            output = network(x, t, clean.planes, clean.context, clean.known, clean.style)
+        return to_x0(cast(PredictionType, self.config.prediction), output, x, t, self.schedule)
+
+    def teacher_data(self, clean: TrainingBatch, x: Tensor, t: Tensor) -> Tensor:
+        """What the teacher sees in x_t, guided if asked for, known pixels overwritten as in painting."""
+        scale = self.settings.distill.guidance_scale
+        with self.autocast():
+            output = self.teacher(x, t, clean.planes, clean.context, clean.known, clean.style).float()
+            if is_guided(scale):
+                nothing = null_planes(clean.planes)
+                null = self.teacher(x, t, nothing, clean.context, clean.known, clean.style).float()
+                output = guide(output, null, scale)
+        return torch.where(clean.known > 0, clean.x0, to_x0("v", output, x, t, self.schedule).clamp(-1, 1))
+
+    def pixel_mean(self, squared: Tensor, clean: TrainingBatch) -> Tensor:
+        """Mean over a sample's pixels (B,) of (B, 1, W, W), weighted as in training."""
+        weight = pixel_weights(clean.known, self.settings.known_weight, self.settings.border_weight)
+        return (squared * weight).sum((1, 2, 3)) / weight.sum((1, 2, 3)).clamp(min=1)
+
+
+class ConsistencyTrainer(StudentTrainer):
+    """Tunes by consistency; what it saves samples with the "consistency" sampler."""
+
+    def student(self, config: ModelConfig) -> ModelConfig:
+        """Consistency sampling, evenly spaced."""
+        return replace(config, sampler="consistency", final_step=1.0)
 
     def draw(self, bank: PatchBank, window: int, size: int, generator: torch.Generator) -> NoisyBatch:
         """Draw a batch; half of its levels evenly over the timesteps, since painting starts at the noisiest."""
@@ -90,33 +124,14 @@ class ConsistencyTrainer(DenoisingTrainer):
         r = self.timestep(below.clamp(min=1e-8).log())
         x = q_sample(self.schedule, clean.x0, t, batch.noise)
         with torch.no_grad():
-            data, noise = self._teacher_view(clean, x, t) if settings.teacher else (clean.x0, batch.noise)
-            nearer = q_sample(self.schedule, data, r, noise)
-            target = self._data(network, clean, nearer, r)
+            data, noise = clean.x0, batch.noise
+            if settings.teacher:
+                data = self.teacher_data(clean, x, t)
+                noise = to_eps("x0", data, x, t, self.schedule)
+            target = self.data(network, clean, q_sample(self.schedule, data, r, noise), r)
             target = torch.where(clean.known > 0, clean.x0, target.clamp(-1, 1))
-        weight = pixel_weights(clean.known, self.settings.known_weight, self.settings.border_weight)
-        squared = (self._data(network, clean, x, t) - target).square().mean(1, keepdim=True) * weight
-        mean = squared.sum((1, 2, 3)) / weight.sum((1, 2, 3)).clamp(min=1)
-        distance = (mean + settings.huber**2).sqrt() - settings.huber
+        squared = (self.data(network, clean, x, t) - target).square().mean(1, keepdim=True)
+        distance = (self.pixel_mean(squared, clean) + settings.huber**2).sqrt() - settings.huber
         # As the paper's 1 / (t - r) where noise is low, but not falling for ever where it is high: there is where
         # painting starts.
         return distance * (level**-2 + DATA_DEVIATION**-2).sqrt().clamp(max=50.0), columns
-
-    def _data(self, network: Callable[..., Tensor], clean: TrainingBatch, x: Tensor, t: Tensor) -> Tensor:
-        """Data prediction (B, 3, W, W) float32 of the network at x_t."""
-        with self.autocast():
-            output = network(x, t, clean.planes, clean.context, clean.known, clean.style)
-        return to_x0(cast(PredictionType, self.config.prediction), output, x, t, self.schedule)
-
-    def _teacher_view(self, clean: TrainingBatch, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
-        """Clean image and noise that the teacher sees in x_t, known pixels overwritten as in painting."""
-        scale = self.settings.distill.guidance_scale
-        with self.autocast():
-            output = self.teacher(x, t, clean.planes, clean.context, clean.known, clean.style).float()
-            if is_guided(scale):
-                nothing = null_planes(clean.planes)
-                null = self.teacher(x, t, nothing, clean.context, clean.known, clean.style).float()
-                output = guide(output, null, scale)
-        data = to_x0("v", output, x, t, self.schedule)
-        data = torch.where(clean.known > 0, clean.x0, data.clamp(-1, 1))
-        return data, to_eps("x0", data, x, t, self.schedule)

@@ -42,6 +42,7 @@ TASKS = {
     "denoise": ("wsigen.training.denoising", "DenoisingTrainer"),
     "mask": ("wsigen.training.masking", "MaskTrainer"),
     "distill": ("wsigen.training.distillation", "ConsistencyTrainer"),
+    "progressive": ("wsigen.training.progressive", "ProgressiveTrainer"),
     "segment": ("wsigen.training.segmenting", "SegmentingTrainer"),
     "features": ("wsigen.training.recognising", "RecognisingTrainer"),
 }

@@ -82,8 +82,10 @@ class AppearanceSettings:
 
 @dataclass(frozen=True)
 class DistillSettings:
-    """Consistency tuning: see wsigen.training.distillation."""
+    """Few steps: see wsigen.training.distillation and wsigen.training.progressive, which takes the first three."""
 
+    steps: int = 4  # of the student
+    teacher_steps: int = 4  # progressive: of the teacher for each of the student's
     guidance_scale: float = 1.0  # of the teacher, baked into the student; 1 is off
     teacher: bool = True  # the step from t to r follows the teacher; without: the noise that made x_t
     first_ratio: float = 4.0  # r = t (1 - 1/q ...): q at the start ...
@@ -98,7 +100,7 @@ class DistillSettings:
 class TrainSettings:
     """A whole recipe."""
 
-    task: str = "denoise"  # denoise, mask, distill, segment or features: see wsigen.training.loop.TASKS
+    task: str = "denoise"  # see wsigen.training.loop.TASKS
     architecture: str = "nasdm-colon-20x"
     seed: int = 0
     phases: tuple[Phase, ...] = ()
