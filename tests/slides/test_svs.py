@@ -169,9 +169,10 @@ def test_exception_of_the_reader_comes_out_as_itself_and_leaves_nothing(tmp_path
 @pytest.mark.skipif(sys.platform == "win32", reason="sends SIGINT to a child")
 def test_ctrl_c_ends_a_write_at_once(tmp_path):
     script = textwrap.dedent("""
-        import sys, time, numpy as np
+        import signal, sys, time, numpy as np
         from wsigen.slides.metadata import SlideMetadata
         from wsigen.slides.svs import write_svs
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
         def read_rows(y0, y1):
             print(y0, flush=True)
             time.sleep(0.05)
