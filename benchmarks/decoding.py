@@ -14,7 +14,7 @@ from pathlib import Path
 import click
 import numpy as np
 
-from wsigen.evaluation.fidelity import relabelled
+from wsigen.evaluation.fidelity import MATCH, Found, match
 from wsigen.masks.demo import demo_mask
 from wsigen.masks.synthesis.decoding import Decoder
 from wsigen.masks.synthesis.mask_code import MaskCode
@@ -36,15 +36,6 @@ def planes(folder: Path) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
     yield "wsigen mask demo", demo.classes, demo.instances
 
 
-def kept(ids: np.ndarray, index: np.ndarray) -> tuple[int, int]:
-    """Nuclei of ``ids`` that a nucleus of ``index`` covers by more than half of their union, and how many there are."""
-    truth = relabelled(ids)
-    both = (truth > 0) & (index > 0)
-    pairs, common = np.unique(np.stack([truth[both], index[both]]), axis=1, return_counts=True)
-    union = np.bincount(truth.ravel())[pairs[0]] + np.bincount(index.ravel())[pairs[1]] - common
-    return int((common / union > 0.5).sum()), int(truth.max())
-
-
 @click.command()
 @click.argument("folder", type=click.Path(path_type=Path, exists=True))
 def main(folder: Path) -> None:
@@ -52,9 +43,10 @@ def main(folder: Path) -> None:
     code = MaskCode.of(LIZARD_CLASSES)
     decoder, counts = Decoder(code), {}
     for source, classes, ids in planes(folder):
-        found, there = kept(ids, decoder(code.encode(classes, ids)).index)
-        before = counts.get(source, (0, 0))
-        counts[source] = before[0] + found, before[1] + there
+        decoded = decoder(code.encode(classes, ids))
+        nuclei = match(classes, ids, Found(decoded.index, np.append(0, decoded.kind), decoded.classes)).nuclei
+        found, there = counts.get(source, (0, 0))
+        counts[source] = found + sum(nucleus.iou > MATCH for nucleus in nuclei), there + len(nuclei)
     click.echo("| source | nuclei | kept |\n| --- | --- | --- |")
     for source, (found, there) in counts.items():
         click.echo(f"| {source} | {there:,} | {found / there:.1%} |")

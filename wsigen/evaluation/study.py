@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -182,12 +182,18 @@ def _scores(study: Study, folder: Path, run: Path, seed: int) -> list[dict[str, 
     if result.step < result.total_steps:  # Ctrl-C ends a run at a step with a checkpoint
         raise KeyboardInterrupt
     network = SegmentationNetwork.from_pretrained(run / "model").to(device)
-    test = real_patches(study.data, "val", study.window, 1 << 30, device)
+    test = _test_side(study.data, study.window, device)
     patches = test.patches
     found = find_nuclei(network, patches.images, device)
     rows = score(found, patches.classes, patches.instances, len(test.class_names))[0].rows(test.class_names)
     stored.write_text(json.dumps(rows) + "\n", encoding="utf-8")
     return rows
+
+
+@cache
+def _test_side(data: Path, window: int, device: torch.device) -> Material:
+    """All held-out patches, read once by each process."""
+    return real_patches(data, "val", window, 1 << 30, device)
 
 
 def interval(values: list[float]) -> tuple[float, float]:

@@ -77,11 +77,11 @@ class DenoisingTrainer(Trainer):
         return NoisyBatch(batch, t, noise)
 
     def losses(self, network: Callable[..., Tensor], batch: NoisyBatch) -> tuple[Tensor, Tensor]:
-        """Per-sample loss (B,), weighted as :func:`pixel_weights` says, and its noise level's column."""
+        """Per-sample loss (B,), see :meth:`pixel_mean`, and its noise level's column."""
         clean, t, noise, config = batch.clean, batch.t, batch.noise, self.config
         if config.learned_variance:  # the variational bound belongs to the discrete chain
             t = t.round()
-        columns = (t / self.schedule.T * NOISE_BINS).long().clamp(0, NOISE_BINS - 1)
+        columns = self.columns_of(t)
         with self.autocast():
             x = q_sample(self.schedule, clean.x0, t, noise)
             output = network(x, t, clean.planes, clean.context, clean.known, clean.style)
@@ -89,11 +89,18 @@ class DenoisingTrainer(Trainer):
             mean, raw = output.float().chunk(2, dim=1)
             return hybrid_loss(self.schedule, config.prediction, mean, raw, clean.x0, t, noise), columns
         target = training_target(config.prediction, self.schedule, clean.x0, t, noise)
+        return self.pixel_mean((output.float() - target).square().mean(dim=1, keepdim=True), clean), columns
+
+    def columns_of(self, t: Tensor) -> Tensor:
+        """Columns of the noise levels at timesteps (B,)."""
+        return (t / self.schedule.T * NOISE_BINS).long().clamp(0, NOISE_BINS - 1)
+
+    def pixel_mean(self, error: Tensor, clean: TrainingBatch) -> Tensor:
+        """Mean over each sample's pixels (B,) of (B, 1, W, W), weighted as :func:`pixel_weights` says."""
         weight = pixel_weights(clean.known, self.settings.known_weight, self.settings.border_weight)
         if clean.ignored is not None:
             weight = weight.masked_fill(clean.ignored, 0.0)
-        error = (output.float() - target).square().mean(dim=1, keepdim=True) * weight
-        return error.sum(dim=(1, 2, 3)) / weight.sum(dim=(1, 2, 3)).clamp(min=1), columns
+        return (error * weight).sum(dim=(1, 2, 3)) / weight.sum(dim=(1, 2, 3)).clamp(min=1)
 
     def show(self, window: int) -> None:
         """Write a sample sheet of held-out crops."""

@@ -27,7 +27,7 @@ from wsigen.models.conditioning import null_planes
 from wsigen.models.config import ModelConfig
 from wsigen.models.nasdm import NasdmModel
 from wsigen.training.corrupt import TrainingBatch
-from wsigen.training.denoising import NOISE_BINS, DenoisingTrainer, NoisyBatch, pixel_weights
+from wsigen.training.denoising import DenoisingTrainer, NoisyBatch
 from wsigen.training.loop import Trainable
 from wsigen.training.manifest import Manifest
 from wsigen.training.patches import PatchBank
@@ -77,11 +77,6 @@ class StudentTrainer(DenoisingTrainer):
                 output = guide(output, null, scale)
         return torch.where(clean.known > 0, clean.x0, to_x0("v", output, x, t, self.schedule).clamp(-1, 1))
 
-    def pixel_mean(self, squared: Tensor, clean: TrainingBatch) -> Tensor:
-        """Mean over a sample's pixels (B,) of (B, 1, W, W), weighted as in training."""
-        weight = pixel_weights(clean.known, self.settings.known_weight, self.settings.border_weight)
-        return (squared * weight).sum((1, 2, 3)) / weight.sum((1, 2, 3)).clamp(min=1)
-
 
 class ConsistencyTrainer(StudentTrainer):
     """Tunes by consistency; what it saves samples with the "consistency" sampler."""
@@ -118,7 +113,6 @@ class ConsistencyTrainer(StudentTrainer):
     def losses(self, network: Callable[..., Tensor], batch: NoisyBatch) -> tuple[Tensor, Tensor]:
         """Pseudo-Huber distance between f(x_t, t) and f(x_r, r) for each sample (B,), and its noise level's column."""
         clean, t, settings = batch.clean, batch.t, self.settings.distill
-        columns = (t / self.schedule.T * NOISE_BINS).long().clamp(0, NOISE_BINS - 1)
         level = torch.exp(-0.5 * self.schedule.log_snr(t))
         below = level * (1 - (1 + 8 * torch.sigmoid(-level)) / self.ratio()).clamp(min=0)
         r = self.timestep(below.clamp(min=1e-8).log())
@@ -134,4 +128,4 @@ class ConsistencyTrainer(StudentTrainer):
         distance = (self.pixel_mean(squared, clean) + settings.huber**2).sqrt() - settings.huber
         # As the paper's 1 / (t - r) where noise is low, but not falling for ever where it is high: there is where
         # painting starts.
-        return distance * (level**-2 + DATA_DEVIATION**-2).sqrt().clamp(max=50.0), columns
+        return distance * (level**-2 + DATA_DEVIATION**-2).sqrt().clamp(max=50.0), self.columns_of(t)

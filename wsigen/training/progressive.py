@@ -19,7 +19,7 @@ from torch import Tensor
 from wsigen.diffusion.gaussian import q_sample
 from wsigen.diffusion.samplers import StepCoefficients, make_sampler, spaced_timesteps
 from wsigen.models.config import ModelConfig
-from wsigen.training.denoising import NOISE_BINS, NoisyBatch
+from wsigen.training.denoising import NoisyBatch
 from wsigen.training.distillation import StudentTrainer
 from wsigen.training.loop import Trainable
 from wsigen.training.manifest import Manifest
@@ -63,8 +63,7 @@ class ProgressiveTrainer(StudentTrainer):
         with torch.no_grad():
             target = self.target(batch, x)
         squared = (self.data(network, clean, x, t) - target).square().mean(1, keepdim=True)
-        columns = (t / self.schedule.T * NOISE_BINS).long().clamp(0, NOISE_BINS - 1)
-        return self.pixel_mean(squared, clean) / self.schedule.sigma(t).square(), columns
+        return self.pixel_mean(squared, clean) / self.schedule.sigma(t).square(), self.columns_of(t)
 
     def target(self, batch: NoisyBatch, x: Tensor) -> Tensor:
         """The data prediction whose one step from x_t leads to where the teacher's steps lead."""
