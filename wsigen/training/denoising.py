@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import cast
+from typing import cast, get_args
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from wsigen.diffusion.gaussian import hybrid_loss, q_sample, training_target
+from wsigen.diffusion.gaussian import PredictionType, hybrid_loss, q_sample, training_target
 from wsigen.diffusion.schedules import NoiseSchedule
 from wsigen.errors import SettingsError
 from wsigen.masks.classes import ClassTable
@@ -114,6 +114,10 @@ def _configure(settings: TrainSettings, manifest: Manifest, bank: PatchBank) -> 
     preset = ModelConfig.preset(settings.architecture)
     if preset.paints != "slide":
         raise SettingsError(f'architecture {preset.name!r} paints masks; its task is "mask"')
+    if settings.prediction:
+        if settings.prediction not in get_args(PredictionType):
+            raise SettingsError(f"prediction {settings.prediction!r}: unknown; choose eps, v or x0")
+        preset = replace(preset, prediction=cast(PredictionType, settings.prediction))
     if len(preset.classes) != len(manifest.classes):
         preset = replace(preset, classes=ClassTable.from_config(manifest.classes))
     vectors = np.array([style.vector for style in bank.styles])

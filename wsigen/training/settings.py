@@ -102,6 +102,7 @@ class TrainSettings:
 
     task: str = "denoise"  # see wsigen.training.loop.TASKS
     architecture: str = "nasdm-colon-20x"
+    prediction: str = ""  # of the denoiser: v, eps or x0; empty: as the architecture has it
     seed: int = 0
     phases: tuple[Phase, ...] = ()
     learning_rate: float = 3e-4
