@@ -12,7 +12,7 @@ import multiprocessing
 import os
 import shutil
 from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from functools import cache, partial
@@ -124,8 +124,6 @@ def _side_by_side(jobs: int) -> Iterator[Callable[..., Callable[[], Any]]]:
 
 def write_folder(folder: Path, real: Path, material: Material, images: np.ndarray, with_real: bool) -> Manifest:
     """Write a training folder of painted patches; the validation side, and if asked the real pictures, are linked."""
-    import pyvips
-
     manifest = folder_format.load(real)
     partial = folder.with_name(folder.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
@@ -139,22 +137,31 @@ def write_folder(folder: Path, real: Path, material: Material, images: np.ndarra
             _link(locate(real, entry.name), locate(partial, entry.name))
         entries.append(entry)
     patches = material.patches
-    for number, (image, classes, ids) in enumerate(zip(images, patches.classes, patches.instances)):
-        name = f"painted_{number:05d}"
-        picture = str(folder_format.image_path(partial, name))
-        pyvips.Image.new_from_array(image).webpsave(picture, lossless=True, effort=0)  # 14 times faster than effort 4
-        pyvips.Image.new_from_array(classes).pngsave(str(folder_format.label_path(partial, name)))
-        small = np.unique(ids, return_inverse=True)[1].reshape(ids.shape).astype(np.uint16)
-        if ids.min() > 0:
-            small += 1
-        plane = pyvips.Image.new_from_array(np.ascontiguousarray(small)).copy(interpretation="grey16")
-        plane.pngsave(str(folder_format.instance_path(partial, name)))
-        height, width = classes.shape
-        entries.append(TrainingImage(name, "painted", "painted", "train", width, height, "manual"))
+    names = [f"painted_{number:05d}" for number in range(len(patches))]
+    with ThreadPoolExecutor(8) as pool:  # encoding leaves Python's lock
+        planes = (images, patches.classes, patches.instances)
+        for _ in pool.map(_write_patch, [partial] * len(names), names, *planes):
+            pass
+    height, width = patches.classes.shape[1:]
+    entries += [TrainingImage(name, "painted", "painted", "train", width, height, "manual") for name in names]
     result = replace(manifest, images=tuple(entries))
     folder_format.save(result, partial)
     partial.rename(folder)
     return result
+
+
+def _write_patch(folder: Path, name: str, image: np.ndarray, classes: np.ndarray, ids: np.ndarray) -> None:
+    """Write one patch of a training folder: image (H, W, 3) uint8, classes (H, W) uint8 and ids (H, W)."""
+    import pyvips
+
+    picture = str(folder_format.image_path(folder, name))
+    pyvips.Image.new_from_array(image).webpsave(picture, lossless=True, effort=0)  # 14 times faster than effort 4
+    pyvips.Image.new_from_array(classes).pngsave(str(folder_format.label_path(folder, name)))
+    small = np.unique(ids, return_inverse=True)[1].reshape(ids.shape).astype(np.uint16)
+    if ids.min() > 0:
+        small += 1
+    plane = pyvips.Image.new_from_array(np.ascontiguousarray(small)).copy(interpretation="grey16")
+    plane.pngsave(str(folder_format.instance_path(folder, name)))
 
 
 def _link(source: Path, target: Path) -> None:

@@ -54,6 +54,9 @@ def nucleus_depth(instances: np.ndarray) -> np.ndarray:
         return np.zeros(instances.shape, np.uint8)
     border = instance_edges(instances) > 0
     distance = ndimage.distance_transform_edt(~(border & inside) & inside) + 1.0
-    labels = instances.astype(np.int32)
-    deepest = ndimage.maximum(distance, labels, np.arange(labels.max() + 1))
-    return np.where(inside, distance / deepest[labels] * 255, 0).round().astype(np.uint8)
+    nuclei, nucleus = np.unique(instances[inside], return_inverse=True)
+    deep = distance[inside]
+    deepest = ndimage.maximum(deep, nucleus, np.arange(len(nuclei)))
+    depth = np.zeros(instances.shape, np.uint8)
+    depth[inside] = (deep / deepest[nucleus] * 255).round()
+    return depth

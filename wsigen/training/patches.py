@@ -7,7 +7,7 @@ seen; each is flipped and turned at random (the eight symmetries of the square, 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
@@ -79,10 +79,10 @@ class PatchBank:
         with ThreadPoolExecutor(8) as pool:
             loaded = list(pool.map(lambda entry: _load(folder, entry, manifest.mpp), self.entries))
             depths = pool.map(lambda entry: _depth(folder, entry), self.entries) if depth else iter(())
+            self.groups, self.styles = _group_styles(self.entries, loaded, pool)
         self._fields = [Labels(fields.classes, fields.known) for _, fields in loaded]
         packed = (np.dstack(_parts(*image, *([next(depths)] if depth else []))) for image in loaded)
         self._store([rgb.shape[:2] for rgb, _ in loaded], PLANES + depth, packed)
-        self.groups, self.styles = _group_styles(self.entries, loaded)
         index_of = {group: index for index, group in enumerate(self.groups)}
         self.group = torch.tensor([index_of[entry.group] for entry in self.entries], device=device)
 
@@ -212,23 +212,28 @@ def _depth(folder: Path, entry: TrainingImage) -> np.ndarray:
 
 
 def _group_styles(
-    entries: list[TrainingImage], loaded: list[tuple[np.ndarray, PixelFields]]
+    entries: list[TrainingImage], loaded: list[tuple[np.ndarray, PixelFields]], pool: Executor
 ) -> tuple[list[str], list[StainStyle]]:
     """Measure one stain style a group; a group with too little tissue takes the mean of the others."""
-    pixels: dict[str, list[tuple[np.ndarray, np.ndarray]]] = {}
-    for entry, (rgb, fields) in zip(entries, loaded):
-        known = fields.known > 0
-        pixels.setdefault(entry.group, []).append((rgb[known], fields.glass[known] > 0))
-    styles: dict[str, StainStyle | None] = {}
-    for group, parts in pixels.items():
-        try:
-            rgb, glass = (np.concatenate(column) for column in zip(*parts))
-            styles[group] = measure_style(rgb, glass, group)
-        except ModelError:
-            styles[group] = None
+    images: dict[str, list[tuple[np.ndarray, PixelFields]]] = {}
+    for entry, image in zip(entries, loaded):
+        images.setdefault(entry.group, []).append(image)
+    styles = dict(zip(images, pool.map(_style_of, images.items())))
     measured = [style for style in styles.values() if style is not None]
     if not measured:
         raise DataError("no group of images shows enough tissue to measure a stain style")
     mean = tuple(float(v) for v in np.mean([style.vector for style in measured], axis=0))
     filled = [style or replace(StainStyle(group), vector=mean) for group, style in styles.items()]
     return list(styles), filled
+
+
+def _style_of(group: tuple[str, list[tuple[np.ndarray, PixelFields]]]) -> StainStyle | None:
+    """Stain style of the known pixels of a group's images; None where they show too little tissue."""
+    name, images = group
+    known = [fields.known > 0 for _, fields in images]
+    rgb = np.concatenate([rgb[there] for (rgb, _), there in zip(images, known)])
+    glass = np.concatenate([fields.glass[there] > 0 for (_, fields), there in zip(images, known)])
+    try:
+        return measure_style(rgb, glass, name)
+    except ModelError:
+        return None
