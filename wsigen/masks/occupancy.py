@@ -63,9 +63,8 @@ class OccupancyCount:
     def add(self, band: MaskWindow) -> None:
         """Take the next band."""
         solid = band.classes if band.tissue is None else np.bitwise_or(band.classes, band.tissue)  # glass is 0
-        edges = range(-(-self._row // CELL) * CELL - self._row, len(solid), CELL)
-        starts = [*([0] if self._row % CELL else []), *edges]
-        rows = np.maximum.reduceat(solid, starts, axis=0)
+        ends = range(CELL - self._row % CELL, len(solid), CELL)
+        rows = np.stack([part.max(axis=0) for part in np.split(solid, ends)])  # reduceat: a hundred times slower
         cells = np.maximum.reduceat(rows, range(0, rows.shape[1], CELL), axis=1) > 0
         first = self._row // CELL
         self._cells[first : first + len(cells)] |= cells
