@@ -30,7 +30,7 @@ PATH = click.Path(path_type=Path)
 # Of slides/formats.py and masks/exporters, which are not imported for --help.
 SLIDE_FORMATS = ["svs", "ome.tiff", "tiff", "dzi", "ome.zarr", "dicom"]
 LABEL_FORMATS = ["geojson", "db", "coco", "ome.zarr"]
-SAMPLERS = ["ddpm", "ddim", "dpm++2m", "unipc", "consistency"]
+SAMPLERS = ["ddpm", "ddim", "dpm++2m", "unipc", "consistency", "fitted"]
 
 
 class _Commands(click.Group):

@@ -271,14 +271,15 @@ def paint_spec(
     device, batch_size = machine.device, settings.batch_size
     overlap = config.overlap if settings.overlap is None else settings.overlap
     blend = usual_blend(overlap) if settings.blend is None else settings.blend
+    steps = settings.steps or config.num_inference_steps
     return PaintSpec(
         mask=str(source.resolve()),
         model=str(model),
         style=style,
         mpp=mpp,
         seed=settings.default("seed"),
-        sampler=settings.sampler or config.sampler,
-        num_inference_steps=settings.steps or config.num_inference_steps,
+        sampler=config.sampler_for(steps, settings.sampler),
+        num_inference_steps=steps,
         guidance_scale=settings.default("guidance_scale"),
         window=settings.window or config.window,
         overlap=overlap,

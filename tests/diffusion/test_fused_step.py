@@ -12,9 +12,10 @@ if not torch.cuda.is_available():
 from wsigen.diffusion import fused_step
 from wsigen.diffusion.continuity import Continuity
 from wsigen.diffusion.gaussian import to_x0
-from wsigen.diffusion.samplers import make_sampler
+from wsigen.diffusion.samplers import FittedStep, make_sampler
 from wsigen.diffusion.schedules import NoiseSchedule
 
+FITTED = [FittedStep(0.9, 0.4, 0.0), *[FittedStep(0.6, 1.1, -0.6)] * 3, FittedStep(0.0, 1.4, -0.4)]
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")
@@ -33,12 +34,13 @@ def randn(seed, layout=torch.contiguous_format):
 
 @pytest.mark.parametrize("prediction_type", ["v", "eps", "x0"])
 @pytest.mark.parametrize(
-    ("name", "eta"), [("dpm++2m", 0.0), ("unipc", 0.0), ("ddim", 0.0), ("ddim", 1.0), ("ddpm", 0.0)]
+    ("name", "eta"),
+    [("dpm++2m", 0.0), ("unipc", 0.0), ("fitted", 0.0), ("ddim", 0.0), ("ddim", 1.0), ("ddpm", 0.0)],
 )
 def test_whole_runs_agree_with_torch(name, eta, prediction_type):
     """Within 2e-5: a GPU fuses a multiplication with an addition, and float64 coefficients are rounded once."""
     schedule = NoiseSchedule.cosine()
-    sampler = make_sampler(name, schedule, 5, eta)
+    sampler = make_sampler(name, schedule, 5, eta, fitted=FITTED)
     context = randn(1, torch.channels_last).clamp(-1, 1)
     known = randn(2)[:, :1] > 1.5  # few enough that some pixels lie beyond the last ring
     continuity = Continuity(known)

@@ -17,6 +17,7 @@ from wsigen.evaluation.material import jpeg_history, real_patches
 from wsigen.evaluation.report import Report, Section, table
 from wsigen.masks.slide_mask import write_slide_mask
 from wsigen.masks.window import MaskWindow
+from wsigen.models.config import ModelConfig
 from wsigen.slides.metadata import SlideMetadata
 from wsigen.slides.svs import write_svs
 
@@ -258,6 +259,29 @@ def test_a_study_compares_arms_and_resumes(data, painter, tmp_path):
     names = [entry["name"] for entry in json.loads((out / "data/painted/manifest.json").read_text())["images"]]
     assert sum(name.startswith("painted_") for name in names) == 6
     assert all(name.startswith("painted_") or name[-1] in "efg" for name in names)
+
+
+def test_a_fitted_solver_is_the_painters_from_then_on(data, painter, tmp_path):
+    folder, small = tmp_path / "fitted", tmp_path / "small.tif"
+    fit = ("distill", "--method", "solver", "--model", painter, "--data", data, "--device", "cpu", "-o", folder)
+    result = run(*fit, "--steps", 2, "--steps", 3)
+    assert result.exit_code == 0 and "2 steps: mean squared error" in result.output, result.output
+    config = ModelConfig.load(folder)
+    assert config.sampler == "fitted" and [len(plan) for plan in config.fitted] == [2, 3]
+    assert config.sampler_for(3) == "fitted" and config.sampler_for(5) == "unipc"
+    for part in Path(painter).glob("*.safetensors"):
+        assert (folder / part.name).read_bytes() == part.read_bytes()
+    result = run(*fit, "--steps", 2)
+    assert result.exit_code == 2 and f"{folder}: exists" in result.output
+    write_slide_mask(small, 96, 64, 0.5, [MaskWindow(picture(0)[1][:64, :96])], False, False)
+    render = ("render", small, "--model", folder, "--device", "cpu", "--overwrite")
+    result = run(*render, "--sampler", "fitted", "--steps", 5)
+    assert result.exit_code == 2 and "no fitted solver of 5 steps; take --steps 2, 3" in result.output, result.output
+    for steps, sampler in ((3, "fitted"), (5, "unipc")):
+        result = run(*render, "--steps", steps)
+        assert result.exit_code == 0, result.output
+        recorded = json.loads(small.with_suffix(".json").read_text())["paint"]
+        assert (recorded["sampler"], recorded["num_inference_steps"]) == (sampler, steps)
 
 
 def test_distill_writes_a_painter_that_renders_in_two_steps(data, painter, painted_slide, tmp_path):

@@ -45,12 +45,12 @@ def step(
         raise ValueError(f"sampler {sampler.name}: step {index} needs noise")
     by = now.corrector
     corrector = None if by is None else (by.x_before, by.x0, by.x0_previous, by.x0_older)
-    update = Update(p, q, 0.0, 1.0) if last else Update(p, q, now.x, now.x0, now.x0_previous, now.noise, corrector)
+    update = Update(p, q, now.x, now.x0, now.x0_previous, now.noise, corrector)
     rings = (continuity.distance, continuity.ring_gains, DIAGONAL)
     following, data, taken = kernel(
         prediction, x, context, rings, update, state.x0_previous, noise, state.x_before, state.x0_older
     )
-    return (data, state) if last else (following, sampler.carry(state, taken, data))
+    return following, state if last else sampler.carry(state, taken, data)
 
 
 def _to_data(prediction_type: PredictionType, schedule: NoiseSchedule, timestep: float) -> tuple[float, float]:

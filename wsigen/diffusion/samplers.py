@@ -5,18 +5,20 @@ update. An update is then a sum of whole-image terms with scalar coefficients::
 
     x_next = a x + b x_0 + c x_0' + d noise          (x_0' = the data prediction of the step before)
 
-UniPC first replaces x by a sum of the same kind. All coefficients are worked out once, in float64, into one frozen
+UniPC first replaces x by a sum of the same kind; the coefficients of "fitted" are not worked out but measured, see
+:mod:`wsigen.diffusion.fitting`. All coefficients are worked out once, in float64, into one frozen
 StepCoefficients per step: the update is elementwise, a pixel's value does not depend on the batch it is in, and a fused
 kernel can do the same arithmetic from the same numbers.
 
-With lambda = log(alpha / sigma), half the log-SNR. The last step goes to sigma = 0 and returns x_0.
+With lambda = log(alpha / sigma), half the log-SNR. The last step goes to sigma = 0 and returns x_0; a fitted one may go
+on a little beyond it, away from x_0'.
 """
 
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Literal
+from typing import Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor
@@ -25,7 +27,7 @@ from wsigen.diffusion.gaussian import learned_range_log_variance
 from wsigen.diffusion.schedules import NoiseSchedule
 from wsigen.errors import SettingsError
 
-SamplerName = Literal["ddpm", "ddim", "dpm++2m", "unipc", "consistency"]
+SamplerName = Literal["ddpm", "ddim", "dpm++2m", "unipc", "consistency", "fitted"]
 Spacing = Literal["trailing", "leading", "linspace", "log_snr"]
 
 
@@ -50,6 +52,14 @@ class StepCoefficients:
     noise: float = 0.0  # standard deviation of fresh noise
     corrector: CorrectorCoefficients | None = None
     log_variance_range: tuple[float, float] | None = None  # ddpm: log beta~, log beta of the respaced chain
+
+
+class FittedStep(NamedTuple):
+    """Measured coefficients of a step: see StepCoefficients. In the last step x is 0, and the others sum up to 1."""
+
+    x: float
+    x0: float
+    x0_previous: float
 
 
 @dataclass(frozen=True)
@@ -99,21 +109,20 @@ class Sampler:
         state: SamplerState,
         log_variance: Tensor | None = None,
     ) -> tuple[Tensor, SamplerState]:
-        """From x at ``timesteps[i]`` to the next timestep; the last step returns ``x0`` itself.
+        """From x at ``timesteps[i]`` to the next timestep; the last step returns ``x0`` itself, or goes beyond it.
 
         ``x``, ``x0``, ``noise``: (B, C, H, W) in one dtype, float32 for good; ``noise`` is standard normal and needed
         where ``needs_noise``, but for the last step. ``log_variance`` replaces ddpm's fixed small variance.
         Raises ValueError if noise is missing.
         """
-        if i == len(self.steps) - 1:
-            return x0, state
         now = self.steps[i]
+        if i == len(self.steps) - 1:
+            return (x0 if now.x0_previous == 0 else now.x0 * x0 + now.x0_previous * _of(state)), state
         if now.corrector is not None:
             x = _correct(now.corrector, x0, state)
         x_next = now.x * x + now.x0 * x0
         if now.x0_previous != 0:
-            assert state.x0_previous is not None  # every step but the first has one
-            x_next = x_next + now.x0_previous * state.x0_previous
+            x_next = x_next + now.x0_previous * _of(state)
         if now.noise > 0:
             if noise is None:
                 raise ValueError(f"sampler {self.name}: step {i} needs noise")
@@ -122,7 +131,7 @@ class Sampler:
 
     def carry(self, state: SamplerState, x: Tensor, x0: Tensor) -> SamplerState:
         """State after a step from ``x`` (corrected, where there is a corrector) with the data prediction ``x0``."""
-        if self.name == "dpm++2m":
+        if self.name in ("dpm++2m", "fitted"):
             return SamplerState(x0_previous=x0)
         if self.name == "unipc":
             return SamplerState(x0_previous=x0, x0_older=state.x0_previous, x_before=x)
@@ -137,15 +146,16 @@ def make_sampler(
     spacing: Spacing = "trailing",
     timesteps: Sequence[float] | None = None,
     final_step: float = 1.0,
+    fitted: Sequence[FittedStep] = (),
 ) -> Sampler:
     """Sampler of that name over ``num_inference_steps`` timesteps.
 
     ``eta`` is ddim's share of fresh noise (0: deterministic, 1: as much as ddpm). ``spacing`` and ``final_step`` are
     those of :func:`spaced_timesteps`; ``timesteps`` replaces both: strictly falling real numbers in [0, T - 1], as many
-    as the steps. Raises SettingsError.
+    as the steps. "fitted" takes its coefficients from ``fitted``, one for each step. Raises SettingsError.
     """
-    if name not in _PLANS:
-        raise SettingsError(f"sampler {name!r}: unknown; choose one of {', '.join(_PLANS)}")
+    if name not in get_args(SamplerName):
+        raise SettingsError(f"sampler {name!r}: unknown; choose one of {', '.join(get_args(SamplerName))}")
     if not 0 <= eta <= 1 or (eta > 0 and name != "ddim"):
         raise SettingsError(f"eta {eta}: must lie in [0, 1], and be 0 for every sampler but ddim (here: {name})")
     if timesteps is None:
@@ -154,6 +164,10 @@ def make_sampler(
     falling = all(later < earlier for earlier, later in pairwise(chosen))
     if len(chosen) != num_inference_steps or not falling or not 0 <= chosen[-1] <= chosen[0] <= schedule.T - 1:
         raise SettingsError(f"timesteps: need {num_inference_steps}, strictly falling within [0, {schedule.T - 1}]")
+    if name == "fitted":
+        if len(fitted) != num_inference_steps:
+            raise SettingsError(f"sampler fitted: {len(fitted)} coefficients for {num_inference_steps} steps")
+        return Sampler(name, tuple(StepCoefficients(t, *step) for t, step in zip(chosen, fitted, strict=True)))
     knots = [_Knot.at(schedule, t) for t in chosen]
     last = StepCoefficients(timestep=chosen[-1], x=0.0, x0=1.0)
     return Sampler(name, (*_PLANS[name](knots, eta), last))
@@ -310,6 +324,12 @@ def _unipc_corrector(older: _Knot | None, before: _Knot, now: _Knot) -> Correcto
         x0_previous=scale * (1 - rho_1 / r - rho_2),
         x0_older=scale * rho_1 / r,
     )
+
+
+def _of(state: SamplerState) -> Tensor:
+    """The data prediction of the step before, which every step but the first has."""
+    assert state.x0_previous is not None
+    return state.x0_previous
 
 
 def _correct(by: CorrectorCoefficients, x0: Tensor, state: SamplerState) -> Tensor:

@@ -10,9 +10,12 @@ from typing import Any
 
 import click
 
+from wsigen.errors import SettingsError
+
 PATH = click.Path(path_type=Path)
 DEVICES = click.Choice(["auto", "cpu", "cuda"])
 RECIPES = {"consistency": "distill", "progressive": "progressive"}  # of the ways to distil
+SOLVER_STEPS = (2, 3, 4, 6, 8)
 STOPPED = 130  # exit code after Ctrl-C, as shells have it
 
 
@@ -53,7 +56,7 @@ def evaluate() -> None:
 @click.option("--count", type=click.IntRange(8), default=1000, show_default=True, help="Patches at most.")
 @click.option("--window", type=click.IntRange(32), help="Side of a patch, px. [default: the model's]")
 @click.option("--steps", type=click.IntRange(1, 1000), help="Denoising steps. [default: the model's]")
-@click.option("--sampler", type=click.Choice(["ddpm", "ddim", "dpm++2m", "unipc", "consistency"]))
+@click.option("--sampler", type=click.Choice(["ddpm", "ddim", "dpm++2m", "unipc", "consistency", "fitted"]))
 @click.option("--guidance-scale", type=float, default=1.0, show_default=True)
 @click.option("--seed", type=int, default=0, show_default=True)
 @click.option("--jpeg-quality", type=click.IntRange(1, 100), default=87, show_default=True, help="Of both sets.")
@@ -239,12 +242,13 @@ def study_seams(mask: Path, out: Path, model: str, **options: Any) -> None:
 
 
 @click.command()
-@click.option("--method", type=click.Choice(["consistency", "progressive"]), default="consistency", show_default=True)
+@click.option("--method", type=click.Choice(["solver", *RECIPES]), default="consistency", show_default=True)
 @click.option("--config", type=PATH, help="Recipe, TOML. [default: the one of the method that ships]")
 @click.option("--model", default="", help="Painter to tune. [default: the recipe's]")
 @click.option("--data", "data_folder", required=True, type=PATH, help="Training folder.")
 @click.option("-o", "--out", required=True, type=PATH, help="Folder of the run.")
 @click.option("--guidance-scale", type=float, help="Of the teacher, baked into the student. [default: the recipe's]")
+@click.option("--steps", type=click.IntRange(2), multiple=True, help="Of the solver. [default: 2, 3, 4, 6, 8]")
 @click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Change a setting: phases.0.steps=100.")
 @click.option("--device", type=DEVICES, default="auto", show_default=True)
 @click.option("--minutes", type=click.FloatRange(min=0.0), help="Stop with a checkpoint after so long.")
@@ -257,14 +261,27 @@ def distill(
     data_folder: Path,
     out: Path,
     guidance_scale: float | None,
+    steps: tuple[int, ...],
     overrides: tuple[str, ...],
     device: str,
     minutes: float | None,
     compile_model: bool | None,
     resume: bool,
 ) -> None:
-    """Tune a painter to paint in a few steps what it painted in many."""
+    """Make a painter paint in a few steps what it painted in many.
+
+    "solver" leaves the network as it is and fits the few numbers of a solver to it, in minutes; it takes --model,
+    --data, --steps and --device alone. The other methods train the network.
+    """
     import json
+
+    if method == "solver":
+        _fit_solver(model, data_folder, out, steps or SOLVER_STEPS, device)
+        return
+    if steps:
+        raise SettingsError(
+            f"--steps: of --method solver alone; --method {method} takes --set distill.steps={steps[0]}"
+        )
 
     from wsigen.config import shipped_config
     from wsigen.training.loop import train
@@ -286,3 +303,12 @@ def distill(
     )
     click.echo(f"step {result.step} of {result.total_steps}, {result.images} images, {result.seconds:.0f} s")
     click.echo(f"next: wsigen render MASK --model {out}/model")
+
+
+def _fit_solver(model: str, data: Path, out: Path, steps: tuple[int, ...], device: str) -> None:
+    from wsigen.devices import choose_device
+    from wsigen.evaluation.solver import fit_painter
+    from wsigen.models.registry import DEFAULT_MODEL
+
+    fit_painter(model or DEFAULT_MODEL, data, out, steps, choose_device(device), report=click.echo)
+    click.echo(f"next: wsigen render MASK --model {out} --steps {steps[0]}")

@@ -19,6 +19,7 @@ from wsigen.diffusion.schedules import NoiseSchedule
 from wsigen.errors import DataError, SettingsError
 from wsigen.evaluation.fidelity import instances_of
 from wsigen.models.conditioning import condition_planes
+from wsigen.models.config import ModelConfig
 from wsigen.models.denoise import WindowInputs, denoise, model_sampler
 from wsigen.models.nasdm import NasdmModel
 from wsigen.training import manifest as folder_format
@@ -165,16 +166,11 @@ def paint_patches(
     where = material.bank.device
     schedule = NoiseSchedule.from_name(config.schedule, config.schedule_steps)
     sampler = model_sampler(config, schedule, options.steps or config.num_inference_steps, options.sampler or "")
-    normalised, _, glass = material.bank.style_tensors(config.style_range)
     batch = PAINT_BATCH[device.device]
     painted = []
     for start in range(0, len(numbers), batch):
         part = torch.from_numpy(numbers[start : start + batch]).to(where)
-        bytes_, group = material.crops.planes[part], material.crops.group[part]
-        planes = condition_planes(bytes_[:, 3], bytes_[:, 4] & 1, bytes_[:, 5], len(config.classes))
-        known = (bytes_[:, 7:8] > 0).float()
-        white = (glass[group].round() / 127.5 - 1)[:, :, None, None]
-        inputs = WindowInputs(planes, white * known, known, normalised[group])
+        inputs = material_inputs(config, material, part)
         place, origin = part * ON_THE_GRID, torch.zeros_like(part)
 
         def noise(step: int, x: torch.Tensor = place, y: torch.Tensor = origin) -> torch.Tensor:
@@ -188,6 +184,17 @@ def paint_patches(
         painted.append(pixels.permute(0, 2, 3, 1).cpu().numpy())
         tick(len(part))
     return np.concatenate(painted)
+
+
+def material_inputs(config: ModelConfig, material: Material, which: torch.Tensor | None = None) -> WindowInputs:
+    """What the painter of ``config`` is told of patches (those numbered ``which``): mask, style, clear glass."""
+    part = slice(None) if which is None else which
+    normalised, _, glass = material.bank.style_tensors(config.style_range)
+    bytes_, group = material.crops.planes[part], material.crops.group[part]
+    planes = condition_planes(bytes_[:, 3], bytes_[:, 4] & 1, bytes_[:, 5], len(config.classes))
+    known = (bytes_[:, 7:8] > 0).float()
+    white = (glass[group].round() / 127.5 - 1)[:, :, None, None]
+    return WindowInputs(planes, white * known, known, normalised[group])
 
 
 def load_painter(name: str, device: DeviceChoice) -> NasdmModel:

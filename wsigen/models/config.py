@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from wsigen.errors import ModelError
+from wsigen.errors import ModelError, SettingsError
 from wsigen.masks.classes import ClassTable
 from wsigen.masks.synthesis.limits import NucleusLimits
 from wsigen.models.stain import StainStyle, StyleRange
@@ -65,7 +65,9 @@ class ModelConfig:
     window: int = 256  # default window of the tiler, px
     overlap: int = 32
     num_inference_steps: int = 8
-    sampler: Literal["ddpm", "ddim", "dpm++2m", "unipc", "consistency"] = "dpm++2m"
+    sampler: Literal["ddpm", "ddim", "dpm++2m", "unipc", "consistency", "fitted"] = "dpm++2m"
+    # Solvers of so many steps as they have rows: (x, x0, x0_previous) each, as FittedStep; for the sampler "fitted".
+    fitted: tuple[tuple[tuple[float, float, float], ...], ...] = ()
     final_step: float = 1.0  # length of the last denoising step in lengths of the others, which are even; (0, 1]
     unet: UNetConfig = field(default_factory=UNetConfig)
     style_range: StyleRange = field(default_factory=StyleRange)
@@ -77,6 +79,10 @@ class ModelConfig:
     def __post_init__(self) -> None:
         if not 0 < self.final_step <= 1:
             raise ValueError(f"final_step {self.final_step}: must lie in (0, 1]")
+        if any(len(row) != 3 or not all(map(math.isfinite, row)) for plan in self.fitted for row in plan):
+            raise ValueError("fitted: every step needs three numbers, of x, x0 and x0_previous")
+        if any(not plan or plan[-1][0] != 0 or abs(sum(plan[-1]) - 1) > 1e-6 for plan in self.fitted):
+            raise ValueError("fitted: the last step of a solver must be [0, a, 1 - a]")
         if self.response and (
             len(self.response) != len(self.classes) or not all(0 < r < math.inf for r in self.response)
         ):
@@ -101,6 +107,26 @@ class ModelConfig:
         known = ", ".join(style.name for style in self.styles) or "none"
         raise ModelError(f"model {self.name!r} has no style {wanted!r}; its styles are: {known}")
 
+    def fitted_solver(self, num_inference_steps: int) -> tuple[tuple[float, float, float], ...]:
+        """Coefficients of the fitted solver of so many steps; none where there is no such solver."""
+        return next((plan for plan in self.fitted if len(plan) == num_inference_steps), ())
+
+    def sampler_for(self, num_inference_steps: int, name: str | None = None) -> str:
+        """Sampler for so many steps: ``name``, or the model's own; for "fitted" UniPC where it has no such solver.
+
+        SettingsError if the fitted one is asked for by ``name`` and there is none.
+        """
+        chosen = name or self.sampler
+        if chosen != "fitted" or self.fitted_solver(num_inference_steps):
+            return chosen
+        if name:
+            known = ", ".join(str(len(plan)) for plan in self.fitted)
+            mend = f"take --steps {known} or --sampler unipc" if known else "take --sampler unipc"
+            raise SettingsError(
+                f"--sampler fitted: model {self.name!r} has no fitted solver of {num_inference_steps} steps; {mend}"
+            )
+        return "unipc"
+
     def to_json(self) -> str:
         """Serialise; :meth:`from_json` reads it back to an equal object."""
         data = asdict(replace(self, styles=()))
@@ -120,6 +146,7 @@ class ModelConfig:
             data["styles"] = tuple(StainStyle.from_config(entry) for entry in data["styles"])
             data["limits"] = tuple(NucleusLimits(**entry) for entry in data.get("limits", ()))
             data["response"] = tuple(data.get("response", ()))
+            data["fitted"] = tuple(tuple(tuple(map(float, row)) for row in plan) for plan in data.get("fitted", ()))
             return cls(**data)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise ModelError(f"{origin} is not a model configuration of this version of wsigen ({error!r})") from error

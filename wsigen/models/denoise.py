@@ -18,7 +18,7 @@ from wsigen.diffusion import fused_step
 from wsigen.diffusion.continuity import Continuity
 from wsigen.diffusion.gaussian import PredictionType, to_x0
 from wsigen.diffusion.guidance import guide, is_guided
-from wsigen.diffusion.samplers import Sampler, SamplerName, make_sampler
+from wsigen.diffusion.samplers import FittedStep, Sampler, SamplerName, make_sampler
 from wsigen.diffusion.schedules import NoiseSchedule
 from wsigen.models.conditioned import ConditionedNetwork, Conditions
 from wsigen.models.conditioning import null_planes
@@ -29,9 +29,10 @@ from wsigen.models.nasdm import NasdmModel
 def model_sampler(
     config: ModelConfig, schedule: NoiseSchedule, num_inference_steps: int, name: str = "", eta: float = 0.0
 ) -> Sampler:
-    """The sampler that a model is painted with, or another by ``name``, at the model's own spacing of steps."""
-    chosen = cast(SamplerName, name or config.sampler)
-    return make_sampler(chosen, schedule, num_inference_steps, eta, final_step=config.final_step)
+    """The sampler of :meth:`ModelConfig.sampler_for`, at the model's own spacing of steps."""
+    chosen = cast(SamplerName, config.sampler_for(num_inference_steps, name))
+    fitted = [FittedStep(*row) for row in config.fitted_solver(num_inference_steps)] if chosen == "fitted" else ()
+    return make_sampler(chosen, schedule, num_inference_steps, eta, final_step=config.final_step, fitted=fitted)
 
 
 @dataclass(frozen=True)

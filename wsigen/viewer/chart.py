@@ -135,7 +135,8 @@ class ChartMaker:
             share = np.zeros((rows, columns), np.uint8)
         else:
             worth = (tissue == TISSUE).astype(np.uint16) * 2 + (tissue == UNKNOWN)
-            sums = np.add.reduceat(worth, range(0, len(worth), scale), axis=0, dtype=np.uint32)
+            strips = np.split(worth, range(scale, len(worth), scale))
+            sums = np.stack([strip.sum(axis=0, dtype=np.uint32) for strip in strips])  # reduceat: several times slower
             sums = np.add.reduceat(sums, range(0, self.width, scale), axis=1)
             share = np.minimum(sums * 255 // (2 * whole), 255).astype(np.uint8)
         return ChartLevel(counts.argmax(2).astype(np.uint8), nuclei, share)

@@ -1,0 +1,88 @@
+"""``wsigen distill --method solver``: fit solvers of a few steps to a painter: see :mod:`wsigen.diffusion.fitting`."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import cast
+
+import torch
+from torch import Tensor
+
+from wsigen.devices import DeviceChoice
+from wsigen.diffusion.fitting import Data, fit
+from wsigen.diffusion.gaussian import PredictionType, to_x0
+from wsigen.diffusion.noise import coordinate_normals
+from wsigen.diffusion.samplers import spaced_timesteps
+from wsigen.diffusion.schedules import NoiseSchedule
+from wsigen.errors import SettingsError
+from wsigen.evaluation.material import PAINT_BATCH, load_painter, material_inputs, real_patches
+from wsigen.models.conditioned import ConditionedNetwork, Conditions
+from wsigen.models.config import CONFIG_FILE
+from wsigen.models.denoise import WindowInputs
+from wsigen.models.nasdm import NasdmModel
+from wsigen.models.registry import find_model
+
+
+def fit_painter(
+    model: str,
+    data: Path,
+    out: Path,
+    steps: Sequence[int],
+    choice: DeviceChoice,
+    patches: int = 32,
+    window: int = 128,
+    seed: int = 0,
+    report: Callable[[str], None] = print,
+) -> None:
+    """Fit solvers of 2 and more ``steps`` to a painter, and write it with them to the new folder ``out``.
+
+    ``patches`` masks of ``window`` px of the training side are painted. ``report`` is told the error of each solver.
+    Raises SettingsError if ``out`` exists, DataError and ModelError for data and models that cannot be used.
+    """
+    if out.exists():
+        raise SettingsError(f"{out}: exists; choose another folder with -o")
+    painter = load_painter(model, choice)
+    material = real_patches(data, "train", window, patches, torch.device(choice.device), seed)
+    inputs = material_inputs(painter.config, material)
+    numbers = torch.arange(len(material.patches), device=inputs.planes.device)
+    noise = coordinate_normals(
+        seed, numbers * window, torch.zeros_like(numbers), window, window, 0, device=numbers.device
+    )
+    fitted = {len(plan): plan for plan in painter.config.fitted}
+    predict = data_prediction(painter, inputs, PAINT_BATCH[choice.device])
+    schedule = NoiseSchedule.from_name(painter.config.schedule, painter.config.schedule_steps)
+    for count in steps:
+        timesteps = spaced_timesteps(schedule, count, "trailing", painter.config.final_step)
+        plan, before, after = fit(predict, schedule, timesteps, noise, inputs.known.bool())
+        fitted[count] = tuple((step.x, step.x0, step.x0_previous) for step in plan)
+        report(f"{count} steps: mean squared error {before:.5f} with UniPC, {after:.5f} fitted")
+    config = replace(painter.config, sampler="fitted", fitted=tuple(fitted[count] for count in sorted(fitted)))
+    partial = out.with_name(out.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    shutil.copytree(find_model(model), partial)
+    (partial / CONFIG_FILE).write_text(config.to_json(), encoding="utf-8")
+    partial.rename(out)
+
+
+def data_prediction(model: NasdmModel, inputs: WindowInputs, batch: int) -> Data:
+    """The data prediction (B, 3, H, W) float32 at (x, timestep), clamped, known pixels overwritten, as in painting."""
+    dtype = next(model.parameters()).dtype
+    schedule = NoiseSchedule.from_name(model.config.schedule, model.config.schedule_steps)
+    kind = cast(PredictionType, model.config.prediction)
+    parts = (inputs.planes, inputs.context, inputs.known, inputs.style)
+    networks = []
+    with torch.inference_mode():
+        for start in range(0, len(inputs.planes), batch):
+            networks.append(ConditionedNetwork(model))
+            networks[-1].begin(Conditions(*(part[start : start + batch].to(dtype) for part in parts)))
+
+    def predict(x: Tensor, timestep: float) -> Tensor:
+        noisy = x.to(dtype).contiguous(memory_format=torch.channels_last).split(batch)
+        output = torch.cat([network(part, timestep).float() for network, part in zip(networks, noisy, strict=True)])
+        x0 = to_x0(kind, output, x, torch.full((len(x),), timestep, device=x.device), schedule).clamp(-1, 1)
+        return torch.where(inputs.known.bool(), inputs.context, x0)
+
+    return predict
