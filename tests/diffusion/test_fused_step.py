@@ -60,7 +60,8 @@ def test_whole_runs_agree_with_torch(name, eta, prediction_type):
         tolerance = 2e-5 * max(1.0, x.abs().max().item())
         torch.testing.assert_close(y, x, rtol=0, atol=tolerance)
         y = x  # each step from the same place: what a step does to an error is the schedule's doing
-    assert torch.equal(y[known.expand_as(y)], context[known.expand_as(y)])
+    rounding = 1e-6 if name == "fitted" else 0.0  # 1.4 of what is known less 0.4 of it
+    torch.testing.assert_close(y[known.expand_as(y)], context[known.expand_as(y)], rtol=0, atol=rounding)
 
 
 def test_missing_noise_is_refused():
