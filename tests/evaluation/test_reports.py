@@ -273,6 +273,11 @@ def test_a_fitted_solver_is_the_painters_from_then_on(data, painter, tmp_path):
         assert (folder / part.name).read_bytes() == part.read_bytes()
     result = run(*fit, "--steps", 2)
     assert result.exit_code == 2 and f"{folder}: exists" in result.output
+    result = run(*fit[:-1], tmp_path / "new", "--minutes", 1)
+    assert result.exit_code == 2 and "--minutes: has no meaning with --method solver" in result.output
+    result = run(*fit[:-1], tmp_path / "new", "--model", "mask-colon-20x")
+    assert result.exit_code == 2 and "--model mask-colon-20x: solvers are fitted to painters" in result.output
+    assert not (tmp_path / "new").exists()
     write_slide_mask(small, 96, 64, 0.5, [MaskWindow(picture(0)[1][:64, :96])], False, False)
     render = ("render", small, "--model", folder, "--device", "cpu", "--overwrite")
     result = run(*render, "--sampler", "fitted", "--steps", 5)

@@ -276,6 +276,16 @@ def distill(
     import json
 
     if method == "solver":
+        idle = {
+            "--config": config,
+            "--guidance-scale": guidance_scale,
+            "--set": overrides,
+            "--minutes": minutes,
+            "--compile": compile_model,
+            "--resume": resume,
+        }
+        if given := [name for name, value in idle.items() if value not in (None, (), False)]:
+            raise SettingsError(f"{given[0]}: has no meaning with --method solver, which trains nothing; leave it out")
         _fit_solver(model, data_folder, out, steps or SOLVER_STEPS, device)
         return
     if steps:

@@ -45,6 +45,8 @@ def fit_painter(
     if out.exists():
         raise SettingsError(f"{out}: exists; choose another folder with -o")
     painter = load_painter(model, choice)
+    if painter.config.paints != "slide" or painter.config.learned_variance:
+        raise SettingsError(f"--model {model}: solvers are fitted to painters of slides without a learned variance")
     material = real_patches(data, "train", window, patches, torch.device(choice.device), seed)
     inputs = material_inputs(painter.config, material)
     numbers = torch.arange(len(material.patches), device=inputs.planes.device)
