@@ -39,6 +39,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 from wsigen_kernels import attention as attention_module
 from wsigen_kernels import norm as norm_module
+from wsigen_kernels.ops import register_fallbacks
 
 from wsigen.devices import choose_device
 from wsigen.errors import WsigenError
@@ -188,6 +189,8 @@ def prepare(variant: str, model: NasdmModel, inputs: Inputs, device: str, quick:
     name = "auto" if variant.startswith("auto") else "triton" if variant.startswith("ours") else "torch"
     compiles = variant.endswith("compiled")
     torch.compiler.reset()
+    if variant == "ours+compiled":
+        register_fallbacks()
     started = time.perf_counter()
     with back_ends(name):
         forward: Callable[..., Any] = torch.compile(model, dynamic=False) if compiles else model

@@ -213,6 +213,23 @@ def _(x, bias, patch):  # type: ignore[no-untyped-def]
     return empty_by_pixel((batch, len(bias) // patch**2, rows * patch, columns * patch), x)
 
 
+def register_fallbacks() -> None:
+    """Tell inductor that it calls these operators as they are; before torch.compile meets them, which it does anyway.
+
+    Without it, torch 2.11 writes the arguments of each operator's first call into a line of its log, whether anybody
+    reads it or not. That text holds everything that led to them, once for every way there: its length doubles with
+    the depth of the network, and a compilation never ends.
+    """
+    from torch._inductor.lowering import lowerings, make_fallback, tag_to_layout_constraint
+    from torch._library.utils import get_layout_constraint_tag
+
+    for operator in (group_norm, moments, normalise, merge, attention, gather, scatter):
+        overload = operator._opoverload
+        if overload not in lowerings:
+            tag = get_layout_constraint_tag(overload, with_default=True)
+            make_fallback(overload, layout_constraint=tag_to_layout_constraint(tag))
+
+
 def _result(x: Tensor, skip: Tensor | None, resample: int, phased: bool = False) -> Tensor:
     batch, own, height, width = map_shape(x, phased)
     channels = own + (0 if skip is None else skip.shape[1])

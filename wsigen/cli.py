@@ -66,7 +66,7 @@ def main() -> None:
 @click.option("--rect", type=int, nargs=4, metavar="X Y W H", help="Paint only this part: level-0 pixels.")
 @click.option("--steps", type=click.IntRange(1, 1000), help="Denoising steps. [default: the model's]")
 @click.option("--sampler", type=click.Choice(SAMPLERS), help="[default: the model's]")
-@click.option("--guidance-scale", type=float, help="Classifier-free guidance; 1 is off. [default: 1]")
+@click.option("--guidance-scale", type=float, help="Classifier-free guidance; 1 is off. [default: the model's]")
 @click.option("--window", type=int, help="Side of a window, px. [default: the model's]")
 @click.option("--overlap", type=int, help="Pixels that neighbouring windows share. [default: the model's]")
 @click.option("--batch-size", type=int, help="Windows a call of the model, 2 or more. [default: by device]")

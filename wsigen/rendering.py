@@ -120,6 +120,8 @@ class RenderPlan:
             "steps": str(spec.num_inference_steps),
             "mask_sha256": self.summary.sha256,
         }
+        if spec.guided:
+            provenance["guidance_scale"] = f"{spec.guidance_scale:g}"
         if self.rect:
             provenance["rect"] = " ".join(map(str, self.rect))
         return SlideMetadata(spec.mpp, self.config.objective_power, provenance)
@@ -155,8 +157,7 @@ class RenderPlan:
         config, summary, spec = self.config, self.summary, self.spec
         model = (
             f"model {config.name} v{config.version} ({config.terms or config.licence or 'own weights'}), style "
-            f"{spec.style.name}, {spec.num_inference_steps} steps, seed {spec.seed}, on "
-            f"{self.machine.device.description}"
+            f"{spec.style.name}, {spec.sampling}, on {self.machine.device.description}"
         )
         counts = ", ".join(f"{count:,} {name}" for name, count in zip(config.classes.names, summary.nuclei))
         stored = f"{self.mask_mpp:g} um/px" if self.mask_mpp else f"no scale stored: taken as {spec.mpp:g} um/px"
@@ -280,7 +281,7 @@ def paint_spec(
         seed=settings.default("seed"),
         sampler=config.sampler_for(steps, settings.sampler),
         num_inference_steps=steps,
-        guidance_scale=settings.default("guidance_scale"),
+        guidance_scale=config.guidance_scale if settings.guidance_scale is None else settings.guidance_scale,
         window=settings.window or config.window,
         overlap=overlap,
         blend=blend if config.paints == "slide" else 0,  # colours of masks stand for classes: a mean is of none

@@ -178,8 +178,8 @@ class MaskPlan:
             f"{count:,.0f} {name}" for name, count in zip(self.layout.classes, self.layout.expected(), strict=True)
         )
         return [
-            f"model {self.config.name} v{self.config.version}, {self.spec.num_inference_steps} steps, seed "
-            f"{self.spec.seed}, on {self.machine.device.description}",
+            f"model {self.config.name} v{self.config.version}, {self.spec.sampling}, on "
+            f"{self.machine.device.description}",
             f"layout: {self.grid.width:,} x {self.grid.height:,} px at {self.spec.mpp:g} um/px, about {counts} nuclei; "
             f"{int(self.occupied.sum()):,} of {self.occupied.size:,} windows hold tissue",
         ]

@@ -17,10 +17,10 @@ if not torch.cuda.is_available():
 from wsigen.diffusion.samplers import make_sampler
 from wsigen.diffusion.schedules import NoiseSchedule
 from wsigen.models import fused
-from wsigen.models.conditioned import ConditionedNetwork, Conditions
+from wsigen.models.conditioned import ConditionedNetwork, WindowInputs
 from wsigen.models.conditioning import condition_planes
 from wsigen.models.config import ModelConfig
-from wsigen.models.denoise import WindowInputs, denoise
+from wsigen.models.denoise import denoise
 from wsigen.models.recorded import Recorded
 
 DEVICE, DTYPE = ("cuda", torch.bfloat16) if torch.cuda.is_available() else ("cpu", torch.float32)
@@ -143,13 +143,12 @@ def test_gradients_and_unserved_formats_take_the_plain_path(model, choose, monke
         assert not fused.serves(unet.float(), x)
 
 
-def test_conditions_are_given_once_and_shapes_may_change(model):
+def test_conditions_are_given_once(model):
     model = model.to(DTYPE)
-    network = ConditionedNetwork(model)
     for side in (16, 8):
         x, _, planes, context, known, style = (part.to(DTYPE) for part in inputs_for(model.config, side))
         with torch.inference_mode():
-            network.begin(Conditions(planes, context, known, style))
+            network = ConditionedNetwork(model, WindowInputs(planes, context, known, style))
             for timestep in (903.0, 17.5):
                 t = torch.full((2,), timestep, device=DEVICE)
                 assert torch.equal(network(x, timestep), model(x, t, planes, context, known, style))

@@ -10,9 +10,10 @@ from wsigen.diffusion.samplers import make_sampler
 from wsigen.diffusion.schedules import NoiseSchedule
 from wsigen.errors import ModelError
 from wsigen.models import nasdm
+from wsigen.models.conditioned import WindowInputs
 from wsigen.models.conditioning import condition_planes
 from wsigen.models.config import PRESETS, ModelConfig, UNetConfig
-from wsigen.models.denoise import WindowInputs, denoise
+from wsigen.models.denoise import denoise
 from wsigen.models.nasdm import NasdmModel, weights_sha256
 from wsigen.models.stain import StainStyle, StyleRange
 

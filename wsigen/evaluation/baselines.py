@@ -26,6 +26,7 @@ from torch import Tensor
 
 from wsigen.devices import choose_device
 from wsigen.diffusion.gaussian import PredictionType, to_x0
+from wsigen.diffusion.guidance import is_guided
 from wsigen.diffusion.noise import coordinate_normals
 from wsigen.diffusion.samplers import Sampler
 from wsigen.diffusion.schedules import NoiseSchedule
@@ -35,8 +36,9 @@ from wsigen.evaluation.report import Report, Section
 from wsigen.evaluation.seams import seam_scores
 from wsigen.masks.conditions import read_conditions
 from wsigen.masks.slide_mask import SlideMask
+from wsigen.models.conditioned import GuidedNetwork, WindowInputs
 from wsigen.models.conditioning import condition_planes
-from wsigen.models.denoise import WindowInputs, denoise, model_sampler
+from wsigen.models.denoise import denoise, model_sampler
 from wsigen.models.nasdm import NasdmModel
 from wsigen.tiling.blending import Mosaic
 from wsigen.tiling.grid import STAGE_COLOURS, STAGES, Axis, Rectangle, Window, WindowGrid, usual_blend
@@ -73,6 +75,7 @@ class AreaPainter:
     def __init__(self, model: NasdmModel, area: Area, window: int, overlap: int, steps: int, seed: int) -> None:
         self.model, self.area, self.window, self.overlap = model, area, window, overlap
         self.steps, self.seed, self.calls = steps, seed, 0
+        self.calls_a_step = 1 + is_guided(model.config.guidance_scale)
         self.schedule = NoiseSchedule.from_name(model.config.schedule, model.config.schedule_steps)
         self.device = area.planes.device
 
@@ -120,7 +123,7 @@ class AreaPainter:
                 return noise(step + 1)
 
             painted.append(denoise(self.model, self.schedule, sampler, inputs, noise(0), fresh))
-            self.calls += len(part) * self.steps
+            self.calls += len(part) * self.steps * self.calls_a_step
         return torch.cat(painted)
 
     def _in_stages(self, blend: int = 0, told: bool = True) -> Tensor:
@@ -179,16 +182,16 @@ class AreaPainter:
 
     def _predictions(self, places: list[tuple[int, int]], x: Tensor, timestep: float) -> Tensor:
         """Data predictions of all windows at x_t."""
-        area, dtype, found = self.area, next(self.model.parameters()).dtype, []
+        area, found = self.area, []
         kind = cast(PredictionType, self.model.config.prediction)
         batch = PAINT_BATCH[self.device.type]
         for start in range(0, len(places), batch):
             part = places[start : start + batch]
             noisy, t = self._cut(x, part), torch.full((len(part),), timestep, device=self.device)
-            given = [self._cut(plane, part).to(dtype) for plane in (area.planes, area.white, area.glass)]
-            output = self.model(noisy.to(dtype), t, *given, area.style.expand(len(part), -1).to(dtype))[:, :3]
-            found.append(to_x0(kind, output.float(), noisy, t, self.schedule))
-            self.calls += len(part)
+            given = [self._cut(plane, part) for plane in (area.planes, area.white, area.glass)]
+            network = GuidedNetwork(self.model, WindowInputs(*given, area.style.expand(len(part), -1)))
+            found.append(to_x0(kind, network(noisy, timestep)[0].float(), noisy, t, self.schedule))
+            self.calls += len(part) * self.calls_a_step
         return torch.cat(found)
 
 

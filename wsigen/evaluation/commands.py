@@ -57,7 +57,7 @@ def evaluate() -> None:
 @click.option("--window", type=click.IntRange(32), help="Side of a patch, px. [default: the model's]")
 @click.option("--steps", type=click.IntRange(1, 1000), help="Denoising steps. [default: the model's]")
 @click.option("--sampler", type=click.Choice(["ddpm", "ddim", "dpm++2m", "unipc", "consistency", "fitted"]))
-@click.option("--guidance-scale", type=float, default=1.0, show_default=True)
+@click.option("--guidance-scale", type=float, help="1 is off. [default: the model's]")
 @click.option("--seed", type=int, default=0, show_default=True)
 @click.option("--jpeg-quality", type=click.IntRange(1, 100), default=87, show_default=True, help="Of both sets.")
 @click.option("--inception", is_flag=True, help="Also FID, KID and Inception Score over Inception (torch-fidelity).")
@@ -127,7 +127,7 @@ def _short(value: Any) -> str:
 @click.option("--model", default="", help="Mask model that samples from the layouts of the real masks.")
 @click.option("--seeds", type=click.IntRange(1), default=1, show_default=True, help="Samples for each real mask.")
 @click.option("--steps", type=click.IntRange(1, 1000), help="Denoising steps. [default: the model's]")
-@click.option("--guidance-scale", type=float, default=1.0, show_default=True)
+@click.option("--guidance-scale", type=float, help="1 is off. [default: the model's]")
 @click.option("--window", type=click.IntRange(32), default=256, show_default=True)
 @click.option("--overlap", type=click.IntRange(8), default=32, show_default=True)
 @click.option("--device", type=DEVICES, default="auto", show_default=True)
@@ -247,7 +247,7 @@ def study_seams(mask: Path, out: Path, model: str, **options: Any) -> None:
 @click.option("--model", default="", help="Painter to tune. [default: the recipe's]")
 @click.option("--data", "data_folder", required=True, type=PATH, help="Training folder.")
 @click.option("-o", "--out", required=True, type=PATH, help="Folder of the run.")
-@click.option("--guidance-scale", type=float, help="Of the teacher, baked into the student. [default: the recipe's]")
+@click.option("--guidance-scale", type=float, help="To learn, or to fit for. [default: the painter's]")
 @click.option("--steps", type=click.IntRange(2), multiple=True, help="Of the solver. [default: 2, 3, 4, 6, 8]")
 @click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Change a setting: phases.0.steps=100.")
 @click.option("--device", type=DEVICES, default="auto", show_default=True)
@@ -271,14 +271,13 @@ def distill(
     """Make a painter paint in a few steps what it painted in many.
 
     "solver" leaves the network as it is and fits the few numbers of a solver to it, in minutes; it takes --model,
-    --data, --steps and --device alone. The other methods train the network.
+    --data, --guidance-scale, --steps and --device alone. The other methods train the network.
     """
     import json
 
     if method == "solver":
         idle = {
             "--config": config,
-            "--guidance-scale": guidance_scale,
             "--set": overrides,
             "--minutes": minutes,
             "--compile": compile_model,
@@ -286,7 +285,7 @@ def distill(
         }
         if given := [name for name, value in idle.items() if value not in (None, (), False)]:
             raise SettingsError(f"{given[0]}: has no meaning with --method solver, which trains nothing; leave it out")
-        _fit_solver(model, data_folder, out, steps or SOLVER_STEPS, device)
+        _fit_solver(model, data_folder, out, steps or SOLVER_STEPS, guidance_scale, device)
         return
     if steps:
         raise SettingsError(
@@ -315,10 +314,12 @@ def distill(
     click.echo(f"next: wsigen render MASK --model {out}/model")
 
 
-def _fit_solver(model: str, data: Path, out: Path, steps: tuple[int, ...], device: str) -> None:
+def _fit_solver(
+    model: str, data: Path, out: Path, steps: tuple[int, ...], guidance_scale: float | None, device: str
+) -> None:
     from wsigen.devices import choose_device
     from wsigen.evaluation.solver import fit_painter
     from wsigen.models.registry import DEFAULT_MODEL
 
-    fit_painter(model or DEFAULT_MODEL, data, out, steps, choose_device(device), report=click.echo)
+    fit_painter(model or DEFAULT_MODEL, data, out, steps, choose_device(device), guidance_scale, report=click.echo)
     click.echo(f"next: wsigen render MASK --model {out} --steps {steps[0]}")

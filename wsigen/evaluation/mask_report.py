@@ -43,7 +43,7 @@ class MaskEvaluation:
     seeds: int = 1
     window: int = 256
     overlap: int = 32
-    guidance_scale: float = 1.0
+    guidance_scale: float | None = None
     steps: int | None = None
     device: str = "auto"
     overwrite: bool = False

@@ -18,9 +18,10 @@ from wsigen.diffusion.noise import coordinate_normals
 from wsigen.diffusion.schedules import NoiseSchedule
 from wsigen.errors import DataError, SettingsError
 from wsigen.evaluation.fidelity import instances_of
+from wsigen.models.conditioned import WindowInputs
 from wsigen.models.conditioning import condition_planes
 from wsigen.models.config import ModelConfig
-from wsigen.models.denoise import WindowInputs, denoise, model_sampler
+from wsigen.models.denoise import denoise, model_sampler
 from wsigen.models.nasdm import NasdmModel
 from wsigen.training import manifest as folder_format
 from wsigen.training.patches import Crops, PatchBank
@@ -142,7 +143,7 @@ class PaintOptions:
 
     steps: int | None = None
     sampler: str | None = None
-    guidance_scale: float = 1.0
+    guidance_scale: float | None = None
     seed: int = 0
 
 

@@ -19,9 +19,8 @@ from wsigen.diffusion.samplers import spaced_timesteps
 from wsigen.diffusion.schedules import NoiseSchedule
 from wsigen.errors import SettingsError
 from wsigen.evaluation.material import PAINT_BATCH, load_painter, material_inputs, real_patches
-from wsigen.models.conditioned import ConditionedNetwork, Conditions
+from wsigen.models.conditioned import GuidedNetwork, WindowInputs
 from wsigen.models.config import CONFIG_FILE
-from wsigen.models.denoise import WindowInputs
 from wsigen.models.nasdm import NasdmModel
 from wsigen.models.registry import find_model
 
@@ -32,6 +31,7 @@ def fit_painter(
     out: Path,
     steps: Sequence[int],
     choice: DeviceChoice,
+    guidance_scale: float | None = None,
     patches: int = 32,
     window: int = 128,
     seed: int = 0,
@@ -39,6 +39,7 @@ def fit_painter(
 ) -> None:
     """Fit solvers of 2 and more ``steps`` to a painter, and write it with them to the new folder ``out``.
 
+    They are fitted to painting with ``guidance_scale``, which becomes the painter's own; None leaves the one it has.
     ``patches`` masks of ``window`` px of the training side are painted. ``report`` is told the error of each solver.
     Raises SettingsError if ``out`` exists, DataError and ModelError for data and models that cannot be used.
     """
@@ -54,14 +55,15 @@ def fit_painter(
         seed, numbers * window, torch.zeros_like(numbers), window, window, 0, device=numbers.device
     )
     fitted = {len(plan): plan for plan in painter.config.fitted}
-    predict = data_prediction(painter, inputs, PAINT_BATCH[choice.device])
+    config = painter.config if guidance_scale is None else replace(painter.config, guidance_scale=guidance_scale)
+    predict = data_prediction(painter, inputs, PAINT_BATCH[choice.device], config.guidance_scale)
     schedule = NoiseSchedule.from_name(painter.config.schedule, painter.config.schedule_steps)
     for count in steps:
         timesteps = spaced_timesteps(schedule, count, "trailing", painter.config.final_step)
         plan, before, after = fit(predict, schedule, timesteps, noise, inputs.known.bool())
         fitted[count] = tuple((step.x, step.x0, step.x0_previous) for step in plan)
         report(f"{count} steps: mean squared error {before:.5f} with UniPC, {after:.5f} fitted")
-    config = replace(painter.config, sampler="fitted", fitted=tuple(fitted[count] for count in sorted(fitted)))
+    config = replace(config, sampler="fitted", fitted=tuple(fitted[count] for count in sorted(fitted)))
     partial = out.with_name(out.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     shutil.copytree(find_model(model), partial)
@@ -69,21 +71,19 @@ def fit_painter(
     partial.rename(out)
 
 
-def data_prediction(model: NasdmModel, inputs: WindowInputs, batch: int) -> Data:
+def data_prediction(model: NasdmModel, inputs: WindowInputs, batch: int, guidance_scale: float) -> Data:
     """The data prediction (B, 3, H, W) float32 at (x, timestep), clamped, known pixels overwritten, as in painting."""
-    dtype = next(model.parameters()).dtype
     schedule = NoiseSchedule.from_name(model.config.schedule, model.config.schedule_steps)
     kind = cast(PredictionType, model.config.prediction)
-    parts = (inputs.planes, inputs.context, inputs.known, inputs.style)
-    networks = []
     with torch.inference_mode():
-        for start in range(0, len(inputs.planes), batch):
-            networks.append(ConditionedNetwork(model))
-            networks[-1].begin(Conditions(*(part[start : start + batch].to(dtype) for part in parts)))
+        networks = [
+            GuidedNetwork(model, part, guidance_scale)
+            for part in map(WindowInputs, *(given.split(batch) for given in inputs.parts))
+        ]
 
     def predict(x: Tensor, timestep: float) -> Tensor:
-        noisy = x.to(dtype).contiguous(memory_format=torch.channels_last).split(batch)
-        output = torch.cat([network(part, timestep).float() for network, part in zip(networks, noisy, strict=True)])
+        noisy = x.split(batch)
+        output = torch.cat([network(part, timestep)[0].float() for network, part in zip(networks, noisy, strict=True)])
         x0 = to_x0(kind, output, x, torch.full((len(x),), timestep, device=x.device), schedule).clamp(-1, 1)
         return torch.where(inputs.known.bool(), inputs.context, x0)
 

@@ -2,41 +2,78 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
+from wsigen.diffusion.guidance import guide, is_guided
+from wsigen.models.conditioning import null_planes
 from wsigen.models.nasdm import NasdmModel
 from wsigen.models.unet import SpadeCache
 
 
 @dataclass(frozen=True)
-class Conditions:
-    """What conditions a batch beside its noise, in the network's dtype: see :meth:`NasdmModel.forward`."""
+class WindowInputs:
+    """Conditions of a batch of windows, on the network's device; shapes as :meth:`NasdmModel.forward` takes them."""
 
     planes: Tensor  # (B, P, H, W)
-    context: Tensor  # (B, 3, H, W)
-    known: Tensor  # (B, 1, H, W)
-    style: Tensor  # (B, 6)
+    context: Tensor  # (B, 3, H, W) in [-1, 1], 0 where unknown
+    known: Tensor  # (B, 1, H, W), bool or 0 and 1
+    style: Tensor  # (B, 6) normalised
 
-    def __iter__(self):  # type: ignore[no-untyped-def]
-        return iter((self.planes, self.context, self.known, self.style))
+    @property
+    def parts(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """The four, in the order of :meth:`NasdmModel.forward`."""
+        return self.planes, self.context, self.known, self.style
+
+    def to(self, dtype: torch.dtype) -> WindowInputs:
+        """The same in another number format."""
+        return WindowInputs(*(part.to(dtype) for part in self.parts))
 
 
 class ConditionedNetwork:
     """Calls the model with conditions given once for a batch, whose SPADE maps are computed once."""
 
-    def __init__(self, model: NasdmModel) -> None:
+    def __init__(self, model: NasdmModel, conditions: WindowInputs) -> None:
         self.model = model
-
-    def begin(self, conditions: Conditions) -> None:
-        """Take the conditions of the next steps."""
         self.conditions = conditions
-        self.maps: SpadeCache = self.model.spade_cache(conditions.planes)
+        self.maps: SpadeCache = model.spade_cache(conditions.planes)
 
     def __call__(self, x: Tensor, timestep: float) -> Tensor:
         """Predict from the noisy window ``x`` (B, 3, H, W); the result holds until the next call."""
         t = torch.full((len(x),), timestep, device=x.device)
-        planes, context, known, style = self.conditions
-        return self.model(x, t, planes, context, known, style, self.maps)
+        return self.model(x, t, *self.conditions.parts, self.maps)
+
+
+class GuidedNetwork:
+    """A conditioned network with classifier-free guidance, which takes a second, null one unless the scale is 1.
+
+    ``conditions`` in any dtype; the network runs in that of its own parameters. ``guidance_scale`` None is the model's.
+    """
+
+    def __init__(self, model: NasdmModel, conditions: WindowInputs, guidance_scale: float | None = None) -> None:
+        self.dtype = next(model.parameters()).dtype
+        self.guidance_scale = model.config.guidance_scale if guidance_scale is None else guidance_scale
+        given = conditions.to(self.dtype)
+        self._conditional = ConditionedNetwork(model, given)
+        self._null = None
+        if is_guided(self.guidance_scale):
+            self._null = ConditionedNetwork(model, replace(given, planes=null_planes(given.planes)))
+
+    def __call__(self, x: Tensor, timestep: float) -> tuple[Tensor, Tensor | None]:
+        """Predict from ``x`` (B, 3, H, W), any dtype: the prediction (B, 3, H, W), and the raw variance if any.
+
+        A guided prediction is float32, another is in the network's dtype.
+        """
+        noisy = x.to(self.dtype).contiguous(memory_format=torch.channels_last)
+        prediction, raw_variance = _split_variance(self._conditional(noisy, timestep))
+        if self._null is None:
+            return prediction, raw_variance
+        null, _ = _split_variance(self._null(noisy, timestep))
+        return guide(prediction.float(), null.float(), self.guidance_scale), raw_variance
+
+
+def _split_variance(output: Tensor) -> tuple[Tensor, Tensor | None]:
+    """Separate the mean's three channels from the learned variance's, where there are any."""
+    return (output[:, :3], output[:, 3:]) if output.shape[1] == 6 else (output, None)

@@ -68,6 +68,7 @@ class ModelConfig:
     sampler: Literal["ddpm", "ddim", "dpm++2m", "unipc", "consistency", "fitted"] = "dpm++2m"
     # Solvers of so many steps as they have rows: (x, x0, x0_previous) each, as FittedStep; for the sampler "fitted".
     fitted: tuple[tuple[tuple[float, float, float], ...], ...] = ()
+    guidance_scale: float = 1.0  # of classifier-free guidance; 1 is off, else a step takes two network calls
     final_step: float = 1.0  # length of the last denoising step in lengths of the others, which are even; (0, 1]
     unet: UNetConfig = field(default_factory=UNetConfig)
     style_range: StyleRange = field(default_factory=StyleRange)
@@ -79,6 +80,8 @@ class ModelConfig:
     def __post_init__(self) -> None:
         if not 0 < self.final_step <= 1:
             raise ValueError(f"final_step {self.final_step}: must lie in (0, 1]")
+        if not 0 <= self.guidance_scale < math.inf:
+            raise ValueError(f"guidance_scale {self.guidance_scale}: must be 0 or more (1 is off)")
         if any(len(row) != 3 or not all(map(math.isfinite, row)) for plan in self.fitted for row in plan):
             raise ValueError("fitted: every step needs three numbers, of x, x0 and x0_previous")
         if any(not plan or plan[-1][0] != 0 or abs(sum(plan[-1]) - 1) > 1e-6 for plan in self.fitted):

@@ -108,8 +108,7 @@ def project(
 
 
 def _cost(spec: PaintSpec, config: ModelConfig) -> BatchCost:
-    guided = spec.guidance_scale != 1
-    return batch_cost(config, spec.window, spec.batch_size, spec.num_inference_steps, guided, spec.dtype)
+    return batch_cost(config, spec.window, spec.batch_size, spec.num_inference_steps, spec.guided, spec.dtype)
 
 
 def _process_bytes(spec: PaintSpec, cost: BatchCost, layout: BlockGrid, lanes: int, on_gpu: bool) -> int:

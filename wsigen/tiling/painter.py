@@ -23,8 +23,9 @@ from wsigen.diffusion.schedules import NoiseSchedule
 from wsigen.errors import SettingsError
 from wsigen.masks.conditions import Surroundings
 from wsigen.masks.synthesis.layout import LayoutWindow
+from wsigen.models.conditioned import WindowInputs
 from wsigen.models.conditioning import condition_planes, derive_conditions
-from wsigen.models.denoise import WindowInputs, denoise, model_sampler
+from wsigen.models.denoise import denoise, model_sampler
 from wsigen.models.layouts import density_gains, layout_planes
 from wsigen.models.nasdm import NasdmModel
 from wsigen.models.recorded import Recorded

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from wsigen.diffusion.guidance import is_guided
 from wsigen.errors import SettingsError
 from wsigen.models.stain import StainStyle
 from wsigen.tiling.grid import WindowGrid
@@ -52,6 +53,17 @@ class PaintSpec:
             raise SettingsError(f"--seed {self.seed}: must lie in [0, 2^64)")
         if self.dtype not in DTYPES:
             raise SettingsError(f"--dtype {self.dtype}: choose one of {', '.join(DTYPES)}")
+
+    @property
+    def guided(self) -> bool:
+        """Whether a step takes two calls of the network."""
+        return is_guided(self.guidance_scale)
+
+    @property
+    def sampling(self) -> str:
+        """How windows are sampled, in a few words for people."""
+        guided = f" with guidance {self.guidance_scale:g}" if self.guided else ""
+        return f"{self.num_inference_steps} steps{guided}, seed {self.seed}"
 
     def grid(self, width: int, height: int) -> WindowGrid:
         """The windows of a slide of width x height pixels."""

@@ -53,7 +53,11 @@ class StudentTrainer(DenoisingTrainer):
                 f"initial_model {settings.initial_model}: predicts {student.config.prediction}; tuning needs a v model "
                 "without a learned variance"
             )
-        student.config = self.config = replace(self.student(self.config), num_inference_steps=settings.distill.steps)
+        wanted = settings.distill.guidance_scale
+        self.guidance_scale = self.config.guidance_scale if wanted is None else wanted
+        student.config = self.config = replace(
+            self.student(self.config), num_inference_steps=settings.distill.steps, guidance_scale=1.0
+        )
         teacher = NasdmModel.from_pretrained(settings.initial_model).to(self.process.device)
         teacher.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch types omit it
         compiled = torch.compile(teacher, dynamic=False) if self.compile_model else teacher
@@ -68,7 +72,7 @@ class StudentTrainer(DenoisingTrainer):
 
     def teacher_data(self, clean: TrainingBatch, x: Tensor, t: Tensor) -> Tensor:
         """What the teacher sees in x_t, guided if asked for, known pixels overwritten as in painting."""
-        scale = self.settings.distill.guidance_scale
+        scale = self.guidance_scale
         with self.autocast():
             output = self.teacher(x, t, clean.planes, clean.context, clean.known, clean.style).float()
             if is_guided(scale):

@@ -15,9 +15,10 @@ from wsigen.masks.classes import ClassTable
 from wsigen.masks.synthesis.decoding import Decoder
 from wsigen.masks.synthesis.layout import REGIONS
 from wsigen.masks.synthesis.mask_code import BLANK, MaskCode
+from wsigen.models.conditioned import WindowInputs
 from wsigen.models.conditioning import null_planes
 from wsigen.models.config import ModelConfig
-from wsigen.models.denoise import WindowInputs, denoise, model_sampler
+from wsigen.models.denoise import denoise, model_sampler
 from wsigen.models.nasdm import NasdmModel
 from wsigen.models.stain import StainStyle
 from wsigen.training.corrupt import TrainingBatch, coin, context_mask, corrupt_context

@@ -86,7 +86,7 @@ class DistillSettings:
 
     steps: int = 4  # of the student
     teacher_steps: int = 4  # progressive: of the teacher for each of the student's
-    guidance_scale: float = 1.0  # of the teacher, baked into the student; 1 is off
+    guidance_scale: float | None = None  # of the teacher, baked into the student; None: as the painter paints
     teacher: bool = True  # the step from t to r follows the teacher; without: the noise that made x_t
     first_ratio: float = 4.0  # r = t (1 - 1/q ...): q at the start ...
     last_ratio: float = 256.0  # ... and at the end

@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 
 from wsigen.diffusion.schedules import NoiseSchedule
+from wsigen.models.conditioned import WindowInputs
 from wsigen.models.conditioning import condition_planes
-from wsigen.models.denoise import WindowInputs, denoise, model_sampler
+from wsigen.models.denoise import denoise, model_sampler
 from wsigen.models.nasdm import NasdmModel
 from wsigen.training.patches import PatchBank
 
