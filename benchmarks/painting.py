@@ -1,8 +1,10 @@
 """What painted windows look like: the same masks in few and many steps, their contrast, and a count of droplets.
 
-    python benchmarks/painting.py sheet --data data -o docs/quality/steps.jpg --steps 4 --steps 8 --steps 50
-    python benchmarks/painting.py contrast --data data --run ddim:8 --run dpm++2m:8 --run unipc:8
+    python benchmarks/painting.py sheet --data data -o docs/quality/steps.jpg --run 4 --run 4:1 --run unipc:50
+    python benchmarks/painting.py contrast --data data --run ddim:8:1 --run dpm++2m:8:1 --run unipc:8:1
     python benchmarks/painting.py droplets --data data
+
+A run is ``[SAMPLER:]STEPS[:GUIDANCE]``; what is left out is the model's.
 
 Windows are held-out ones of a training folder (``wsigen data prepare``), on a grid of half their side, and know no
 neighbours. A droplet is a speckled spot of undenoised noise; what tells it from tissue is its energy of hue: the mean
@@ -48,20 +50,27 @@ def held_out(data: Path, model: NasdmModel, count: int, device: str) -> Material
     return real_patches(data, "val", model.config.window, count, torch.device(device))
 
 
+def options_of(run: str) -> PaintOptions:
+    """Read ``[SAMPLER:]STEPS[:GUIDANCE]``."""
+    parts = run.split(":")
+    sampler = None if parts[0].isdigit() else parts.pop(0)
+    return PaintOptions(int(parts[0]), sampler, float(parts[1]) if len(parts) > 1 else None)
+
+
 @main.command()
 @click.option("--data", type=click.Path(path_type=Path), required=True)
 @click.option("-o", "--out", type=click.Path(path_type=Path), required=True)
-@click.option("--steps", type=int, multiple=True, default=(4, 8, 50), show_default=True)
+@click.option("--run", "runs", multiple=True, metavar="RUN", default=("4", "4:1", "unipc:50"), show_default=True)
 @click.option("--mask", "masks", type=int, multiple=True, default=(0, 4, 6, 7), show_default=True, help="Of 8.")
 @click.pass_obj
-def sheet(work: tuple, data: Path, out: Path, steps: tuple[int, ...], masks: tuple[int, ...]) -> None:
-    """Paint the same masks and noise in different numbers of steps, a row for each."""
+def sheet(work: tuple, data: Path, out: Path, runs: tuple[str, ...], masks: tuple[int, ...]) -> None:
+    """Paint the same masks and noise in different ways, a row for each."""
     model, choice = work
     material = held_out(data, model, 8, choice.device)
     side = model.config.window
-    picture = np.full(((side + GAP) * len(steps) - GAP, side * len(masks), 3), 255, np.uint8)
-    for number, count in enumerate(steps):
-        row = np.hstack(list(paint_patches(model, material, PaintOptions(steps=count), choice, np.array(masks))))
+    picture = np.full(((side + GAP) * len(runs) - GAP, side * len(masks), 3), 255, np.uint8)
+    for number, run in enumerate(runs):
+        row = np.hstack(list(paint_patches(model, material, options_of(run), choice, np.array(masks))))
         picture[(side + GAP) * number :][:side] = row
     Image.fromarray(picture).save(out, quality=90, subsampling=0)
 
@@ -70,7 +79,7 @@ def sheet(work: tuple, data: Path, out: Path, steps: tuple[int, ...], masks: tup
 @click.option("--data", type=click.Path(path_type=Path), required=True)
 @click.option("--count", default=40, show_default=True, help="Patches.")
 @click.option("--window", default=128, show_default=True, help="Side of a patch, px.")
-@click.option("--run", "runs", multiple=True, metavar="SAMPLER:STEPS", default=("unipc:8",), show_default=True)
+@click.option("--run", "runs", multiple=True, metavar="RUN", default=("4",), show_default=True)
 @click.pass_obj
 def contrast(work: tuple, data: Path, count: int, window: int, runs: tuple[str, ...]) -> None:
     """Optical density of green over tissue, painted and real: deviation in all and within patches, mean, gradient."""
@@ -80,8 +89,7 @@ def contrast(work: tuple, data: Path, count: int, window: int, runs: tuple[str, 
     for run in ("real", *runs):
         images = material.patches.images
         if run != "real":
-            sampler, steps = run.split(":")
-            images = paint_patches(model, material, PaintOptions(steps=int(steps), sampler=sampler), choice)
+            images = paint_patches(model, material, options_of(run), choice)
         density = optical_density(images)
         tissue, green = density.mean(-1) > TISSUE_MIN_OD, density[..., 1]
         within = np.mean([part[there].std() for part, there in zip(green, tissue) if there.sum() > window])
@@ -94,9 +102,9 @@ def contrast(work: tuple, data: Path, count: int, window: int, runs: tuple[str, 
 @click.option("--data", type=click.Path(path_type=Path), required=True)
 @click.option("--windows", default=24, show_default=True, help="With the fewest nuclei.")
 @click.option("--final-step", type=float, multiple=True, help="In lengths of the others. [default: the model's]")
-@click.option("--steps", type=int, help="[default: the model's]")
+@click.option("--run", default="4", show_default=True, metavar="RUN")
 @click.pass_obj
-def droplets(work: tuple, data: Path, windows: int, final_step: tuple[float, ...], steps: int | None) -> None:
+def droplets(work: tuple, data: Path, windows: int, final_step: tuple[float, ...], run: str) -> None:
     """Count windows with droplets among those with the fewest nuclei, painted and real."""
     model, choice = work
     material = held_out(data, model, 1 << 30, choice.device)
@@ -109,7 +117,7 @@ def droplets(work: tuple, data: Path, windows: int, final_step: tuple[float, ...
     config = model.config
     for length in final_step or (config.final_step,):
         model.config = replace(config, final_step=length)
-        report(f"final step {length}", paint_patches(model, material, PaintOptions(steps=steps), choice, which))
+        report(f"final step {length}", paint_patches(model, material, options_of(run), choice, which))
 
 
 def report(what: str, images: np.ndarray) -> None:

@@ -118,10 +118,9 @@ class RenderPlan:
             "seed": str(spec.seed),
             "style": spec.style.name,
             "steps": str(spec.num_inference_steps),
+            **({"guidance_scale": f"{spec.guidance_scale:g}"} if spec.guided else {}),
             "mask_sha256": self.summary.sha256,
         }
-        if spec.guided:
-            provenance["guidance_scale"] = f"{spec.guidance_scale:g}"
         if self.rect:
             provenance["rect"] = " ".join(map(str, self.rect))
         return SlideMetadata(spec.mpp, self.config.objective_power, provenance)

@@ -57,9 +57,7 @@ def _machine_options(command: Callable) -> Callable:
 @_layout_options
 @click.option("--model", default="", help="Name of a shipped mask model, or folder of one.")
 @click.option("--steps", type=click.IntRange(1, 1000), help="Denoising steps. [default: the model's]")
-@click.option(
-    "--guidance-scale", type=float, help="Above 1: nearer to the layout. [default: the model's]"
-)
+@click.option("--guidance-scale", type=float, help="Above 1: nearer to the layout. [default: the model's]")
 @click.option("--rect", type=int, nargs=4, metavar="X Y W H", help="Sample only this part.")
 @click.option("--window", type=int, help="Side of a window, px. [default: the model's]")
 @click.option("--overlap", type=int, help="Pixels that neighbouring windows share. [default: the model's]")

@@ -1,6 +1,7 @@
 """Other ways to paint an area: each covers it, and each is what it is said to be."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -65,6 +66,16 @@ def test_methods_differ_where_windows_meet_and_not_inside_the_first(painted):
     assert np.abs(apart[first] - feathered[first]).max() <= 1
     beyond = np.s_[:WINDOW, WINDOW : WINDOW + 20]
     assert not np.array_equal(blended[beyond], cut[beyond]) and not np.array_equal(cut[beyond], apart[beyond])
+
+
+def test_a_guided_painter_is_guided_by_every_method(painted, painter):
+    area, pictures = painted
+    model = NasdmModel.from_pretrained(painter)
+    model.config = replace(model.config, guidance_scale=2.0)
+    work = AreaPainter(model, area, WINDOW, OVERLAP, 2, 3)
+    for method in ("independent", "MultiDiffusion"):
+        plain, calls = pictures[method]
+        assert not np.array_equal(work.paint(method), plain) and work.calls == 2 * calls
 
 
 def test_calls_are_about_equal(painted):

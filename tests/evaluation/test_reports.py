@@ -273,6 +273,10 @@ def test_a_fitted_solver_is_the_painters_from_then_on(data, painter, tmp_path):
         assert (folder / part.name).read_bytes() == part.read_bytes()
     result = run(*fit, "--steps", 2)
     assert result.exit_code == 2 and f"{folder}: exists" in result.output
+    result = run(*fit[:-1], tmp_path / "guided", "--steps", 2, "--guidance-scale", 1.5)
+    guided = ModelConfig.load(tmp_path / "guided")
+    assert (config.guidance_scale, guided.guidance_scale) == (1, 1.5), result.output
+    assert guided.fitted_solver(2) != config.fitted_solver(2)
     result = run(*fit[:-1], tmp_path / "new", "--minutes", 1)
     assert result.exit_code == 2 and "--minutes: has no meaning with --method solver" in result.output
     result = run(*fit[:-1], tmp_path / "new", "--model", "mask-colon-20x")
@@ -287,6 +291,10 @@ def test_a_fitted_solver_is_the_painters_from_then_on(data, painter, tmp_path):
         assert result.exit_code == 0, result.output
         recorded = json.loads(small.with_suffix(".json").read_text())["paint"]
         assert (recorded["sampler"], recorded["num_inference_steps"]) == (sampler, steps)
+    result = run("render", small, "--model", tmp_path / "guided", "--device", "cpu", "--overwrite", "--steps", 2)
+    assert result.exit_code == 0 and "2 steps with guidance 1.5, seed 0" in result.output, result.output
+    assert json.loads(small.with_suffix(".json").read_text())["paint"]["guidance_scale"] == 1.5
+    assert "guidance_scale 1.5" in run("info", small.with_suffix(".svs")).output
 
 
 def test_distill_writes_a_painter_that_renders_in_two_steps(data, painter, painted_slide, tmp_path):

@@ -2,6 +2,8 @@
 
 import pytest
 import torch
+from contract import needs_triton
+from wsigen_kernels import ops
 from wsigen_kernels.launch import Slices, Tile, ceil_div, next_power_of_2
 from wsigen_kernels.layout import by_pixel, empty_by_pixel, fits, pixel_stride
 
@@ -38,3 +40,21 @@ def test_huge_images_are_left_to_torch():
     with torch.device("meta"):
         assert fits(empty_by_pixel((9, 64, 4096, 4096), torch.empty(0)))
         assert not fits(empty_by_pixel((1, 128, 4096, 4096), torch.empty(0)))
+
+
+def test_inductor_calls_our_operators_as_they_are(monkeypatch):
+    """It does not write down their arguments, whose text has no end in a deep network (torch 2.11)."""
+    needs_triton()
+    from torch._inductor.exc import OperatorIssue
+    from torch._inductor.lowering import lowerings
+
+    def operator_str(*_):
+        raise AssertionError("written down")
+
+    monkeypatch.setattr(OperatorIssue, "operator_str", operator_str)
+    for _ in range(2):
+        ops.register_fallbacks()
+    assert torch.ops.wsigen.merge.default in lowerings
+    x = torch.randn(1, 32, 8, 8).to(memory_format=torch.channels_last)
+    with torch.inference_mode():
+        assert torch.equal(torch.compile(ops.moments, dynamic=False)(x), ops.moments(x))

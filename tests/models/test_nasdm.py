@@ -236,6 +236,18 @@ def test_guidance_of_one_is_no_guidance(lively, monkeypatch):
     assert len(calls) == 4
 
 
+def test_the_models_own_guidance_is_the_default(lively):
+    model, inputs = lively(TINY), window_inputs(TINY)
+    asked = paint(model, "dpm++2m", 2, inputs, guidance_scale=3.0)
+    model.config = replace(TINY, guidance_scale=3.0)
+    assert torch.equal(paint(model, "dpm++2m", 2, inputs, guidance_scale=None), asked)
+    assert not torch.equal(paint(model, "dpm++2m", 2, inputs, guidance_scale=1.0), asked)
+    assert ModelConfig.from_json(model.config.to_json()) == model.config
+    for scale in (-0.5, float("nan"), float("inf")):
+        with pytest.raises(ValueError, match="guidance_scale"):
+            replace(TINY, guidance_scale=scale)
+
+
 def test_guidance_of_zero_forgets_the_mask(lively):
     model = lively(TINY)
     inputs = window_inputs(TINY)

@@ -145,6 +145,7 @@ def test_tuning_writes_a_few_step_painter(data, painter, tmp_path, teacher, guid
     quietly(replace(SHORT, task="distill", initial_model=painter, distill=distill), data, tmp_path)
     tuned = NasdmModel.from_pretrained(tmp_path / "model")
     assert (tuned.config.sampler, tuned.config.num_inference_steps) == ("consistency", 4)
+    assert tuned.config.guidance_scale == 1  # what it has of the teacher's is in its weights
     assert tuned.config.styles == NasdmModel.from_pretrained(painter).config.styles
     with (tmp_path / "log.csv").open(newline="") as file:
         assert all(math.isfinite(float(row["loss"])) for row in csv.DictReader(file))

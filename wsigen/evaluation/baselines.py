@@ -188,8 +188,8 @@ class AreaPainter:
         for start in range(0, len(places), batch):
             part = places[start : start + batch]
             noisy, t = self._cut(x, part), torch.full((len(part),), timestep, device=self.device)
-            given = [self._cut(plane, part) for plane in (area.planes, area.white, area.glass)]
-            network = GuidedNetwork(self.model, WindowInputs(*given, area.style.expand(len(part), -1)))
+            planes, white, glass = (self._cut(plane, part) for plane in (area.planes, area.white, area.glass))
+            network = GuidedNetwork(self.model, WindowInputs(planes, white, glass, area.style.expand(len(part), -1)))
             found.append(to_x0(kind, network(noisy, timestep)[0].float(), noisy, t, self.schedule))
             self.calls += len(part) * self.calls_a_step
         return torch.cat(found)
