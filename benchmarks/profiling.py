@@ -1,6 +1,7 @@
 """Where the time of painting goes: kernels of one denoising step, of the SPADE maps, and of all steps with the solver.
 
-    python benchmarks/profiling.py --device cuda --batch 64
+    python benchmarks/profiling.py --device cuda --batch 64                          # 8 steps
+    python benchmarks/profiling.py --device cuda --batch 64 --model nasdm-colon-20x  # as shipped: 4 guided ones
     python benchmarks/profiling.py --device cpu --model preset:tiny --batch 1
 
 Times of kernels are of one call, by torch's profiler, convolutions together; the time of all steps is the clock's, on a
@@ -11,6 +12,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from dataclasses import replace
 
 import click
 import torch
@@ -19,9 +21,10 @@ from timing import graphed
 from torch.profiler import ProfilerActivity, profile
 
 from wsigen.devices import choose_device
+from wsigen.diffusion.guidance import is_guided
 from wsigen.diffusion.schedules import NoiseSchedule
-from wsigen.models.conditioned import ConditionedNetwork, Conditions
-from wsigen.models.denoise import WindowInputs, denoise, model_sampler
+from wsigen.models.conditioned import ConditionedNetwork, WindowInputs
+from wsigen.models.denoise import denoise, model_sampler
 
 CONVOLUTIONS = ("fprop", "cutlass", "conv")  # in names of kernels
 REPEATS = 10
@@ -78,14 +81,14 @@ def main(model: str, device: str, batch: int) -> None:
     network = load(model).to(choice.device, number).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     config = network.config
     given = Inputs.random(config, batch, config.window, choice.device, number)
-    conditions = Conditions(given.planes, given.context, given.known, given.style)
     schedule = NoiseSchedule.from_name(config.schedule, config.schedule_steps)
     sampler = model_sampler(config, schedule, config.num_inference_steps)
-    inputs = WindowInputs(given.planes, given.context.float(), given.known > 0, given.style)
+    conditions = WindowInputs(given.planes, given.context, given.known, given.style)
+    inputs = replace(conditions, context=given.context.float(), known=given.known > 0)
     noise = given.x.float().contiguous()
     with torch.inference_mode():
-        conditioned = ConditionedNetwork(network)
-        table("The maps", times(lambda: conditioned.begin(conditions), choice.device))
+        conditioned = ConditionedNetwork(network, conditions)
+        table("The maps", times(lambda: network.spade_cache(given.planes), choice.device))
         table("A step", times(lambda: conditioned(given.x, 500.0), choice.device))
 
         def paint() -> object:
@@ -93,7 +96,9 @@ def main(model: str, device: str, batch: int) -> None:
 
         table(f"All {len(sampler.steps)} steps", times(paint, choice.device))
         taken = clock(graphed(paint, choice.device), choice.device)
-    click.echo(f"\nAll steps of {batch} windows by the clock: {taken * 1e3:.1f} ms, {batch / taken:.1f} windows/s")
+    guided = f" with guidance {config.guidance_scale:g}" if is_guided(config.guidance_scale) else ""
+    how = f"All {len(sampler.steps)} steps{guided} of {batch} windows"
+    click.echo(f"\n{how} by the clock: {taken * 1e3:.1f} ms, {batch / taken:.1f} windows/s")
 
 
 if __name__ == "__main__":

@@ -243,6 +243,7 @@ def test_a_study_compares_arms_and_resumes(data, painter, tmp_path):
     result = run(*command)
     assert result.exit_code == 0, result.output
     report = report_of(out / "report")
+    assert report["test"]["rows"][0]["patches"] > 0 and report["test"]["rows"][0]["source images"] > 0
     row = report["dice"]["rows"][0]
     assert {"real", "painted", "both", "painted: change"} < set(row) and "±" in row["real"]
     before = {path: path.stat().st_mtime_ns for path in (out / "runs").rglob("scores.json")}

@@ -199,8 +199,10 @@ def study() -> None:
 @click.option("-o", "--out", required=True, type=PATH, help="Folder of the study.")
 @click.option("--model", default="", help="Painter. [default: the shipped one]")
 @click.option("--seeds", type=click.IntRange(2), default=3, show_default=True)
-@click.option("--painted", type=click.IntRange(1), default=2000, show_default=True, help="Painted patches an arm.")
-@click.option("--window", type=click.IntRange(32), default=256, show_default=True, help="Side of painted patches, px.")
+@click.option("--painted", type=click.IntRange(1), default=4000, show_default=True, help="Painted patches an arm.")
+@click.option(
+    "--window", type=click.IntRange(32), default=128, show_default=True, help="Side of painted and of test patches, px."
+)
 @click.option("--steps", type=click.IntRange(1, 1000), help="Denoising steps. [default: the model's]")
 @click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Change a setting of the recipe.")
 @click.option("--device", type=DEVICES, default="auto", show_default=True)

@@ -49,8 +49,8 @@ class Study:
     recipe: TrainSettings
     model: str
     seeds: int = 3
-    painted: int = 2000  # patches
-    window: int = 256
+    painted: int = 4000  # patches
+    window: int = 128  # of painted and of test patches; few pictures are labelled throughout on larger ones
     paint: PaintOptions = field(default_factory=PaintOptions)
     device: str = "auto"
     jobs: int = 1  # networks trained at a time, each in a process of its own
@@ -213,6 +213,9 @@ def _report(study: Study, results: dict[str, list[list[dict[str, Any]]]]) -> Rep
     command = {"model": study.model, "painted patches": study.painted, "seeds": study.seeds} | asdict(study.paint)
     folder = study.out / "report"
     report = Report(folder, "Does painted tissue help to train a segmenter?", command, overwrite=True)
+    test = _test_side(study.data, study.window, torch.device("cpu")).patches
+    setup = {"patches": len(test), "side, px": study.window, "source images": len(set(test.groups))}
+    report.add(Section("test", "Tested on", "Held-out real patches, on a grid of half their side.", [setup]))
     for key in ("dice", "pq"):
         rows = []
         for number, first in enumerate(results["real"][0]):
