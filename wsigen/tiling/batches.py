@@ -45,11 +45,13 @@ class Batcher:
         self._lock = threading.Lock()
         self._waiting: deque[tuple[WindowJob, Future]] = deque()
         self._loading = 0
+        self._under_way = 0  # batches that were taken and are not painted
         self._queued = threading.BoundedSemaphore(AHEAD)
         # Windows that are read and not yet painted: two batches for each that can be under way. More would take memory
         # and gain nothing; fewer than a batch and the threads that read would wait for one that never fills.
         self._room = threading.Semaphore(max(2 * painter.batch_size * (crew.lanes + AHEAD), LEAST_ROOM))
         self._on_gpu = painter.device.type == "cuda"
+        self._enough = 1 if self._on_gpu else crew.lanes  # batches under way that leave the device no rest
 
     def submit(self, loads: list[Load]) -> list[Future[Painted | None]]:
         """Load and paint windows; a load that answers None needs no model, and so does its future."""
@@ -60,8 +62,12 @@ class Batcher:
             try:
                 self.crew.loaders.submit(self._load, load, future)
             except RuntimeError:  # the crew was sent home
-                future.set_exception(InterruptedError("painting was stopped"))
+                self._dismiss([future])
         return futures
+
+    def _dismiss(self, futures: list[Future]) -> None:
+        for future in futures:
+            future.set_exception(InterruptedError("painting was stopped"))
 
     def _load(self, load: Load, future: Future) -> None:
         job = None
@@ -73,17 +79,40 @@ class Batcher:
                 future.set_result(None)
         except BaseException as error:
             future.set_exception(error)
-        batch: list[tuple[WindowJob, Future]] = []
         with self._lock:
             self._loading -= 1
             if job is not None:
                 self._waiting.append((job, future))
-            # Whoever completes a batch takes it; the last one to load takes what there is.
-            if len(self._waiting) >= self.painter.batch_size or not self._loading:
-                count = min(len(self._waiting), self.painter.batch_size)
-                batch = [self._waiting.popleft() for _ in range(count)]
+            batch = self._take()
         if batch:
             self._guarded([future for _, future in batch], self._prepare, batch)
+
+    def _take(self) -> list[tuple[WindowJob, Future]]:
+        """Take a batch if one is together: whoever completes it, or ends what the device still had to do.
+
+        A batch that is not full costs as much as a full one, so that it waits for windows of the next tasks while
+        windows are being loaded or the device is busy.
+        """
+        size = self.painter.batch_size
+        if len(self._waiting) < size and (self._loading or self._under_way >= self._enough):
+            return []
+        batch = [self._waiting.popleft() for _ in range(min(len(self._waiting), size))]
+        if batch:
+            self._under_way += 1
+            batch[-1][1].add_done_callback(self._painted)
+        return batch
+
+    def _painted(self, _: Future) -> None:
+        """Go on after a batch, whose last window this is, with what waits."""
+        with self._lock:
+            self._under_way -= 1
+            batch = self._take()
+        if batch:
+            futures = [future for _, future in batch]
+            try:
+                self.crew.loaders.submit(self._guarded, futures, self._prepare, batch)
+            except RuntimeError:  # the crew was sent home
+                self._dismiss(futures)
 
     def _prepare(self, batch: list[tuple[WindowJob, Future]]) -> None:
         prepared = self.painter.prepare([job for job, _ in batch])
