@@ -34,7 +34,6 @@ class Variant(NamedTuple):
 
 STRONG = "rare_class_weight=[24.0, 0.5, 0.5, 12.0, 40.0, 0.0]"
 TUNED = ('initial_model="nasdm-colon-20x"', "learning_rate=1e-4")
-CLEAN = ("context.noise=0.0", "context.tint=0.0", "context.blur=0.0")
 VARIANTS = {
     "base": Variant("the recipe: v, 128 px, 19.7 M parameters"),
     "small": Variant("4.2 M parameters (nasdm-colon-20x-small)", ('architecture="nasdm-colon-20x-small"',)),
@@ -46,7 +45,6 @@ VARIANTS = {
     "balanced": Variant("rare classes four to seven times as often", (STRONG,)),
     "by-hand": Variant("without masks made by a network", ("machine_label_weight=0.0",)),
     "tuned": Variant("the painter, trained on", TUNED),
-    "tuned-clean": Variant("the painter, trained on, context not spoilt", (*TUNED, *CLEAN)),
     "tuned-balanced": Variant("the painter, trained on, rare classes four to seven times as often", (*TUNED, STRONG)),
 }
 

@@ -107,19 +107,23 @@ class SleepingPainters:
 def main(size: int, load_ms: float, loaders: int, device_ms: float, batch_size: int) -> None:
     """Simulate a render on one GPU; prints JSON."""
     config = ModelConfig.load(find_model(DEFAULT_MODEL))
-    settings: dict[str, Any] = {
-        "window": config.window,
-        "overlap": config.overlap,
-        "blend": usual_blend(config.overlap),
-    }
-    spec = PaintSpec(mask="", model="", style=config.style(), mpp=config.mpp, batch_size=batch_size, **settings)
+    spec = PaintSpec(
+        mask="",
+        model="",
+        style=config.style(),
+        mpp=config.mpp,
+        window=config.window,
+        overlap=config.overlap,
+        blend=usual_blend(config.overlap),
+        batch_size=batch_size,
+        device="cuda",
+    )
     layout = plan_blocks(spec.grid(size, size), spec)
     painter, crew = SleepingPainter(batch_size, device_ms / 1e3), Crew(1, loaders)
     batcher = Batcher(painter, crew, threading.Event())  # type: ignore[arg-type]
     with tempfile.TemporaryDirectory(prefix="wsigen-batching-") as folder:
-        run = Run(
-            Canvas.create(Path(folder) / "canvas", layout, run_record(spec, "", "", where={"device": "none"})), spec
-        )
+        record = run_record(spec, "", "", where={"device": "none"})
+        run = Run(Canvas.create(Path(folder) / "canvas", layout, record), spec)
         engine = Engine(SleepingPainters(batcher, layout, load_ms / 1e3))
         started = time.perf_counter()
         engine.add(run)

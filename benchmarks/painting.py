@@ -2,7 +2,8 @@
 
     python benchmarks/painting.py sheet --data data -o docs/quality/steps.jpg --run 4 --run 4:1 --run unipc:50
     python benchmarks/painting.py contrast --data data --run ddim:8:1 --run dpm++2m:8:1 --run unipc:8:1
-    python benchmarks/painting.py droplets --data data
+    python benchmarks/painting.py droplets --data data --run 4 --run unipc:8:1
+    python benchmarks/painting.py spots slide.svs
 
 A run is ``[SAMPLER:]STEPS[:GUIDANCE]``; what is left out is the model's.
 
@@ -18,6 +19,7 @@ from pathlib import Path
 
 import click
 import numpy as np
+import openslide
 import torch
 from PIL import Image
 from scipy import ndimage
@@ -29,6 +31,7 @@ from wsigen.models.registry import DEFAULT_MODEL
 from wsigen.models.stain import TISSUE_MIN_OD, optical_density
 
 GAP = 4  # px between rows of the sheet
+APART = 30  # px between two places that are told
 EDGE = 4  # px of a window's edge that are not looked at
 WHITE = 215  # of 255 in every channel: a pixel of glass or of a lumen
 WHITEST = 0.3  # share of white pixels above which a window has few nuclei for another reason
@@ -102,9 +105,9 @@ def contrast(work: tuple, data: Path, count: int, window: int, runs: tuple[str, 
 @click.option("--data", type=click.Path(path_type=Path), required=True)
 @click.option("--windows", default=24, show_default=True, help="With the fewest nuclei.")
 @click.option("--final-step", type=float, multiple=True, help="In lengths of the others. [default: the model's]")
-@click.option("--run", default="4", show_default=True, metavar="RUN")
+@click.option("--run", "runs", multiple=True, metavar="RUN", default=("4",), show_default=True)
 @click.pass_obj
-def droplets(work: tuple, data: Path, windows: int, final_step: tuple[float, ...], run: str) -> None:
+def droplets(work: tuple, data: Path, windows: int, final_step: tuple[float, ...], runs: tuple[str, ...]) -> None:
     """Count windows with droplets among those with the fewest nuclei, painted and real."""
     model, choice = work
     material = held_out(data, model, 1 << 30, choice.device)
@@ -117,7 +120,21 @@ def droplets(work: tuple, data: Path, windows: int, final_step: tuple[float, ...
     config = model.config
     for length in final_step or (config.final_step,):
         model.config = replace(config, final_step=length)
-        report(f"final step {length}", paint_patches(model, material, options_of(run), choice, which))
+        for run in runs:
+            report(f"{run}, final step {length}", paint_patches(model, material, options_of(run), choice, which))
+
+
+@main.command()
+@click.argument("slide", type=click.Path(path_type=Path))
+@click.option("--count", default=4, show_default=True, help="Places.")
+def spots(slide: Path, count: int) -> None:
+    """Print where a whole, small slide has the largest energy of hue."""
+    with openslide.OpenSlide(slide) as opened:
+        energy = hue_energy(np.array(opened.read_region((0, 0), 0, opened.dimensions).convert("RGB")))
+    for _ in range(count):
+        y, x = np.unravel_index(energy.argmax(), energy.shape)
+        click.echo(f"{energy[y, x]:,.0f} at ({x}, {y})")
+        energy[max(0, y - APART) : y + APART, max(0, x - APART) : x + APART] = 0
 
 
 def report(what: str, images: np.ndarray) -> None:

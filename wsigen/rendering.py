@@ -280,7 +280,7 @@ def paint_spec(
         seed=settings.default("seed"),
         sampler=config.sampler_for(steps, settings.sampler),
         num_inference_steps=steps,
-        guidance_scale=config.guidance_scale if settings.guidance_scale is None else settings.guidance_scale,
+        guidance_scale=config.guidance_for(settings.guidance_scale),
         window=settings.window or config.window,
         overlap=overlap,
         blend=blend if config.paints == "slide" else 0,  # colours of masks stand for classes: a mean is of none

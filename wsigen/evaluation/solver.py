@@ -55,15 +55,15 @@ def fit_painter(
         seed, numbers * window, torch.zeros_like(numbers), window, window, 0, device=numbers.device
     )
     fitted = {len(plan): plan for plan in painter.config.fitted}
-    config = painter.config if guidance_scale is None else replace(painter.config, guidance_scale=guidance_scale)
-    predict = data_prediction(painter, inputs, PAINT_BATCH[choice.device], config.guidance_scale)
+    painter.config = replace(painter.config, guidance_scale=painter.config.guidance_for(guidance_scale))
+    predict = data_prediction(painter, inputs, PAINT_BATCH[choice.device])
     schedule = NoiseSchedule.from_name(painter.config.schedule, painter.config.schedule_steps)
     for count in steps:
         timesteps = spaced_timesteps(schedule, count, "trailing", painter.config.final_step)
         plan, before, after = fit(predict, schedule, timesteps, noise, inputs.known.bool())
         fitted[count] = tuple((step.x, step.x0, step.x0_previous) for step in plan)
         report(f"{count} steps: mean squared error {before:.5f} with UniPC, {after:.5f} fitted")
-    config = replace(config, sampler="fitted", fitted=tuple(fitted[count] for count in sorted(fitted)))
+    config = replace(painter.config, sampler="fitted", fitted=tuple(fitted[count] for count in sorted(fitted)))
     partial = out.with_name(out.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     shutil.copytree(find_model(model), partial)
@@ -71,14 +71,13 @@ def fit_painter(
     partial.rename(out)
 
 
-def data_prediction(model: NasdmModel, inputs: WindowInputs, batch: int, guidance_scale: float) -> Data:
+def data_prediction(model: NasdmModel, inputs: WindowInputs, batch: int) -> Data:
     """The data prediction (B, 3, H, W) float32 at (x, timestep), clamped, known pixels overwritten, as in painting."""
     schedule = NoiseSchedule.from_name(model.config.schedule, model.config.schedule_steps)
     kind = cast(PredictionType, model.config.prediction)
     with torch.inference_mode():
         networks = [
-            GuidedNetwork(model, part, guidance_scale)
-            for part in map(WindowInputs, *(given.split(batch) for given in inputs.parts))
+            GuidedNetwork(model, part) for part in map(WindowInputs, *(given.split(batch) for given in inputs.parts))
         ]
 
     def predict(x: Tensor, timestep: float) -> Tensor:

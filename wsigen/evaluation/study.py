@@ -213,7 +213,7 @@ def _report(study: Study, results: dict[str, list[list[dict[str, Any]]]]) -> Rep
     command = {"model": study.model, "painted patches": study.painted, "seeds": study.seeds} | asdict(study.paint)
     folder = study.out / "report"
     report = Report(folder, "Does painted tissue help to train a segmenter?", command, overwrite=True)
-    test = _test_side(study.data, study.window, torch.device("cpu")).patches
+    test = _test_side(study.data, study.window, torch.device(choose_device(study.device).device)).patches
     setup = {"patches": len(test), "side, px": study.window, "source images": len(set(test.groups))}
     report.add(Section("test", "Tested on", "Held-out real patches, on a grid of half their side.", [setup]))
     for key in ("dice", "pq"):

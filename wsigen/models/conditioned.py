@@ -54,7 +54,7 @@ class GuidedNetwork:
 
     def __init__(self, model: NasdmModel, conditions: WindowInputs, guidance_scale: float | None = None) -> None:
         self.dtype = next(model.parameters()).dtype
-        self.guidance_scale = model.config.guidance_scale if guidance_scale is None else guidance_scale
+        self.guidance_scale = model.config.guidance_for(guidance_scale)
         given = conditions.to(self.dtype)
         self._conditional = ConditionedNetwork(model, given)
         self._null = None

@@ -130,6 +130,10 @@ class ModelConfig:
             )
         return "unipc"
 
+    def guidance_for(self, guidance_scale: float | None = None) -> float:
+        """``guidance_scale``, or the model's own for None."""
+        return self.guidance_scale if guidance_scale is None else guidance_scale
+
     def to_json(self) -> str:
         """Serialise; :meth:`from_json` reads it back to an equal object."""
         data = asdict(replace(self, styles=()))

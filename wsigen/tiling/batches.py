@@ -88,10 +88,10 @@ class Batcher:
             self._guarded([future for _, future in batch], self._prepare, batch)
 
     def _take(self) -> list[tuple[WindowJob, Future]]:
-        """Take a batch if one is together: whoever completes it, or ends what the device still had to do.
+        """Take a batch, or nothing yet; with the lock held.
 
-        A batch that is not full costs as much as a full one, so that it waits for windows of the next tasks while
-        windows are being loaded or the device is busy.
+        One that is not full costs the device as much as a full one: it waits for more windows while any are being
+        loaded or the device is busy.
         """
         size = self.painter.batch_size
         if len(self._waiting) < size and (self._loading or self._under_way >= self._enough):

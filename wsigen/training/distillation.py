@@ -53,8 +53,7 @@ class StudentTrainer(DenoisingTrainer):
                 f"initial_model {settings.initial_model}: predicts {student.config.prediction}; tuning needs a v model "
                 "without a learned variance"
             )
-        wanted = settings.distill.guidance_scale
-        self.guidance_scale = self.config.guidance_scale if wanted is None else wanted
+        self.guidance_scale = self.config.guidance_for(settings.distill.guidance_scale)
         student.config = self.config = replace(
             self.student(self.config), num_inference_steps=settings.distill.steps, guidance_scale=1.0
         )
