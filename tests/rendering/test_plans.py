@@ -62,13 +62,13 @@ def test_what_does_not_fit_is_refused_with_the_mend(plan, field, option):
 
 def test_costs_grow_with_what_they_depend_on():
     config = ModelConfig.preset("tiny")
-    base = batch_cost(config, 64, 2, 4, False, "float32")
+    base = batch_cost(config, 64, 2, 4, 1, "float32")
     assert base.weight_bytes == sum(4 * n for n in [parameters(config)])
-    double = batch_cost(config, 64, 4, 4, False, "float32")
+    double = batch_cost(config, 64, 4, 4, 1, "float32")
     assert double.operations == 2 * base.operations and 1.9 < double.work_bytes / base.work_bytes < 2.1
-    guided = batch_cost(config, 64, 2, 4, True, "float32")
+    guided = batch_cost(config, 64, 2, 4, 2, "float32")
     assert guided.operations == 2 * base.operations and guided.work_bytes > base.work_bytes
-    assert batch_cost(config, 64, 2, 8, False, "bfloat16").work_bytes < base.work_bytes
+    assert batch_cost(config, 64, 2, 8, 1, "bfloat16").work_bytes < base.work_bytes
 
 
 def parameters(config):

@@ -1,6 +1,11 @@
 """Classifier-free guidance: away from what the model paints without a condition, towards what it paints with one."""
 
-from torch import Tensor
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:  # a model's configuration asks, and is read without torch
+    from torch import Tensor
 
 
 def is_guided(guidance_scale: float) -> bool:

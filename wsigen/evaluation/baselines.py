@@ -26,7 +26,6 @@ from torch import Tensor
 
 from wsigen.devices import choose_device
 from wsigen.diffusion.gaussian import PredictionType, to_x0
-from wsigen.diffusion.guidance import is_guided
 from wsigen.diffusion.noise import coordinate_normals
 from wsigen.diffusion.samplers import Sampler
 from wsigen.diffusion.schedules import NoiseSchedule
@@ -75,7 +74,7 @@ class AreaPainter:
     def __init__(self, model: NasdmModel, area: Area, window: int, overlap: int, steps: int, seed: int) -> None:
         self.model, self.area, self.window, self.overlap = model, area, window, overlap
         self.steps, self.seed, self.calls = steps, seed, 0
-        self.calls_a_step = 1 + is_guided(model.config.guidance_scale)
+        self.calls_a_step = model.config.calls_a_step()
         self.schedule = NoiseSchedule.from_name(model.config.schedule, model.config.schedule_steps)
         self.device = area.planes.device
 

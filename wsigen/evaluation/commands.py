@@ -14,7 +14,7 @@ from wsigen.errors import SettingsError
 
 PATH = click.Path(path_type=Path)
 DEVICES = click.Choice(["auto", "cpu", "cuda"])
-RECIPES = {"consistency": "distill", "progressive": "progressive"}  # of the ways to distil
+RECIPES = {"guidance": "guidance", "consistency": "distill", "progressive": "progressive"}  # of the ways to distil
 SOLVER_STEPS = (2, 3, 4, 6, 8)
 STOPPED = 130  # exit code after Ctrl-C, as shells have it
 
@@ -270,10 +270,11 @@ def distill(
     compile_model: bool | None,
     resume: bool,
 ) -> None:
-    """Make a painter paint in a few steps what it painted in many.
+    """Make a painter paint with few calls of its network what it painted with many.
 
     "solver" leaves the network as it is and fits the few numbers of a solver to it, in minutes; it takes --model,
-    --data, --guidance-scale, --steps and --device alone. The other methods train the network.
+    --data, --guidance-scale, --steps and --device alone. The other methods train the network: "guidance" to guide
+    itself in one call a step, "consistency" and "progressive" to take few steps.
     """
     import json
 

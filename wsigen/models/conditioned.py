@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from wsigen.diffusion.guidance import guide, is_guided
-from wsigen.models.conditioning import null_planes
+from wsigen.models.conditioning import null_planes, tell_guidance
 from wsigen.models.nasdm import NasdmModel
 from wsigen.models.unet import SpadeCache
 
@@ -47,8 +47,9 @@ class ConditionedNetwork:
 
 
 class GuidedNetwork:
-    """A conditioned network with classifier-free guidance, which takes a second, null one unless the scale is 1.
+    """A conditioned network with classifier-free guidance.
 
+    It takes a second, null network unless the scale is 1 or one that the model learned.
     ``conditions`` in any dtype; the network runs in that of its own parameters. ``guidance_scale`` None is the model's.
     """
 
@@ -56,10 +57,12 @@ class GuidedNetwork:
         self.dtype = next(model.parameters()).dtype
         self.guidance_scale = model.config.guidance_for(guidance_scale)
         given = conditions.to(self.dtype)
-        self._conditional = ConditionedNetwork(model, given)
         self._null = None
-        if is_guided(self.guidance_scale):
+        if model.config.calls_a_step(self.guidance_scale) == 2:
             self._null = ConditionedNetwork(model, replace(given, planes=null_planes(given.planes)))
+        elif is_guided(self.guidance_scale):
+            given = replace(given, planes=tell_guidance(given.planes, self.guidance_scale))
+        self._conditional = ConditionedNetwork(model, given)
 
     def __call__(self, x: Tensor, timestep: float) -> tuple[Tensor, Tensor | None]:
         """Predict from ``x`` (B, 3, H, W), any dtype: the prediction (B, 3, H, W), and the raw variance if any.

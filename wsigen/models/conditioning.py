@@ -2,7 +2,8 @@
 
 NASDM's condition is one-hot nuclei classes and an instance-edge plane. Two planes are added: *tissue* (1, 0, or 0.5
 for unknown) and *present* (1; 0 for the null condition of classifier-free guidance). Without *present* an empty
-mask on unknown tissue equals the null condition, and guidance would do nothing there.
+mask on unknown tissue equals the null condition, and guidance would do nothing there. To a network that has learned
+guidance, *present* says its scale.
 """
 
 from __future__ import annotations
@@ -69,6 +70,18 @@ def _widened(plane: Tensor, radius: int) -> Tensor:
         wider[:, :, :-step] |= before[:, :, step:]
         reach += step
     return wider
+
+
+def tell_guidance(planes: Tensor, guidance_scale: float | Tensor) -> Tensor:
+    """Planes (B, P, H, W) whose *present* plane says the guidance scale, to a network that learned it.
+
+    The scale is a number, or one for each sample (B,). 0 stays the null condition, which is guidance with a scale of 0,
+    as 1 is the condition itself.
+    """
+    scale = torch.as_tensor(guidance_scale, dtype=planes.dtype, device=planes.device).reshape(-1, 1, 1)
+    told = planes.clone()
+    told[:, -1] *= scale
+    return told
 
 
 def null_planes(planes: Tensor, drop: Tensor | None = None) -> Tensor:

@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from wsigen.diffusion.guidance import is_guided
 from wsigen.errors import ModelError, SettingsError
 from wsigen.masks.classes import ClassTable
 from wsigen.masks.synthesis.limits import NucleusLimits
@@ -68,7 +69,8 @@ class ModelConfig:
     sampler: Literal["ddpm", "ddim", "dpm++2m", "unipc", "consistency", "fitted"] = "dpm++2m"
     # Solvers of so many steps as they have rows: (x, x0, x0_previous) each, as FittedStep; for the sampler "fitted".
     fitted: tuple[tuple[tuple[float, float, float], ...], ...] = ()
-    guidance_scale: float = 1.0  # of classifier-free guidance; 1 is off, else a step takes two network calls
+    guidance_scale: float = 1.0  # of classifier-free guidance; 1 is off, else a step takes two network calls ...
+    guided_scales: tuple[float, ...] = ()  # ... but for scales from the first to the second, which it learned: one
     final_step: float = 1.0  # length of the last denoising step in lengths of the others, which are even; (0, 1]
     unet: UNetConfig = field(default_factory=UNetConfig)
     style_range: StyleRange = field(default_factory=StyleRange)
@@ -82,6 +84,9 @@ class ModelConfig:
             raise ValueError(f"final_step {self.final_step}: must lie in (0, 1]")
         if not 0 <= self.guidance_scale < math.inf:
             raise ValueError(f"guidance_scale {self.guidance_scale}: must be 0 or more (1 is off)")
+        learned = self.guided_scales
+        if learned and not (len(learned) == 2 and 0 < learned[0] <= learned[1] < math.inf):
+            raise ValueError(f"guided_scales {learned}: must be the lowest and the highest scale, above 0")
         if any(len(row) != 3 or not all(map(math.isfinite, row)) for plan in self.fitted for row in plan):
             raise ValueError("fitted: every step needs three numbers, of x, x0 and x0_previous")
         if any(not plan or plan[-1][0] != 0 or abs(sum(plan[-1]) - 1) > 1e-6 for plan in self.fitted):
@@ -134,6 +139,15 @@ class ModelConfig:
         """``guidance_scale``, or the model's own for None."""
         return self.guidance_scale if guidance_scale is None else guidance_scale
 
+    def calls_a_step(self, guidance_scale: float | None = None) -> int:
+        """How often a step calls the network: twice with guidance that it has not learned (None: the model's own)."""
+        scale = self.guidance_for(guidance_scale)
+        return 1 if not is_guided(scale) or self.learned_guidance(scale) else 2
+
+    def learned_guidance(self, guidance_scale: float) -> bool:
+        """Whether the network paints with this scale when the *present* plane says it."""
+        return bool(self.guided_scales) and self.guided_scales[0] <= guidance_scale <= self.guided_scales[1]
+
     def to_json(self) -> str:
         """Serialise; :meth:`from_json` reads it back to an equal object."""
         data = asdict(replace(self, styles=()))
@@ -153,6 +167,7 @@ class ModelConfig:
             data["styles"] = tuple(StainStyle.from_config(entry) for entry in data["styles"])
             data["limits"] = tuple(NucleusLimits(**entry) for entry in data.get("limits", ()))
             data["response"] = tuple(data.get("response", ()))
+            data["guided_scales"] = tuple(map(float, data.get("guided_scales", ())))
             data["fitted"] = tuple(tuple(tuple(map(float, row)) for row in plan) for plan in data.get("fitted", ()))
             return cls(**data)
         except (ValueError, KeyError, TypeError, AttributeError) as error:

@@ -29,8 +29,8 @@ class BatchCost:
     work_bytes: int
 
 
-def batch_cost(config: ModelConfig, window: int, batch_size: int, steps: int, guided: bool, dtype: str) -> BatchCost:
-    """Cost of a batch of ``batch_size`` windows of ``window`` px over ``steps`` steps in ``dtype``."""
+def batch_cost(config: ModelConfig, window: int, batch_size: int, steps: int, calls: int, dtype: str) -> BatchCost:
+    """Cost of a batch of ``batch_size`` windows of ``window`` px in ``dtype``; each step makes ``calls`` calls."""
     kind = getattr(torch, dtype)
     with torch.device("meta"), torch.inference_mode():
         model = NasdmModel(config).to(kind).eval()
@@ -45,11 +45,10 @@ def batch_cost(config: ModelConfig, window: int, batch_size: int, steps: int, gu
                 cache = model.spade_cache(planes)
             with FlopCounterMode(display=False) as step:
                 model(picture, t, planes, picture, known, style, cache)
-    branches = 2 if guided else 1
-    operations = branches * (maps.get_total_flops() + steps * step.get_total_flops())
+    operations = calls * (maps.get_total_flops() + steps * step.get_total_flops())
     maps_bytes = sum(leaf.nbytes for leaf in tree_leaves(cache) if isinstance(leaf, torch.Tensor))
     weights = sum(p.numel() for p in model.parameters()) * kind.itemsize
-    return BatchCost(operations, weights, peak.bytes + (branches - 1) * maps_bytes + solver)
+    return BatchCost(operations, weights, peak.bytes + (calls - 1) * maps_bytes + solver)
 
 
 class _Peak(TorchDispatchMode):

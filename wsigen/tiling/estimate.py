@@ -108,7 +108,8 @@ def project(
 
 
 def _cost(spec: PaintSpec, config: ModelConfig) -> BatchCost:
-    return batch_cost(config, spec.window, spec.batch_size, spec.num_inference_steps, spec.guided, spec.dtype)
+    calls = config.calls_a_step(spec.guidance_scale)
+    return batch_cost(config, spec.window, spec.batch_size, spec.num_inference_steps, calls, spec.dtype)
 
 
 def _process_bytes(spec: PaintSpec, cost: BatchCost, layout: BlockGrid, lanes: int, on_gpu: bool) -> int:

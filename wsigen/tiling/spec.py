@@ -56,7 +56,7 @@ class PaintSpec:
 
     @property
     def guided(self) -> bool:
-        """Whether a step takes two calls of the network."""
+        """Whether painting is guided at all: a scale of 1 is no guidance."""
         return is_guided(self.guidance_scale)
 
     @property

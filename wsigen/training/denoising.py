@@ -27,6 +27,7 @@ from wsigen.training.sheet import write_sample_sheet
 
 NOISE_BINS = 10
 BORDER = 8
+RIM = 24
 
 
 @dataclass(frozen=True)
@@ -97,7 +98,8 @@ class DenoisingTrainer(Trainer):
 
     def pixel_mean(self, error: Tensor, clean: TrainingBatch) -> Tensor:
         """Mean over each sample's pixels (B,) of (B, 1, W, W), weighted as :func:`pixel_weights` says."""
-        weight = pixel_weights(clean.known, self.settings.known_weight, self.settings.border_weight)
+        settings = self.settings
+        weight = pixel_weights(clean.known, settings.known_weight, settings.border_weight, settings.rim_weight)
         if clean.ignored is not None:
             weight = weight.masked_fill(clean.ignored, 0.0)
         return (error * weight).sum(dim=(1, 2, 3)) / weight.sum(dim=(1, 2, 3)).clamp(min=1)
@@ -140,13 +142,16 @@ def _configure(settings: TrainSettings, manifest: Manifest, bank: PatchBank) -> 
     )
 
 
-def pixel_weights(known: Tensor, known_weight: float, border_weight: float) -> Tensor:
+def pixel_weights(known: Tensor, known_weight: float, border_weight: float, rim_weight: float = 0.0) -> Tensor:
     """Weights of the loss (B, 1, H, W): 1 on unknown pixels, ``known_weight`` on known ones (``known`` is 0 or 1).
 
     Known pixels are overwritten when sampling, but a network that need not reproduce them carries nothing of them to
     its last layers, and paints on as if they were not there: its error one pixel away from them was larger than that of
     repeating them. Unknown pixels within BORDER px of known ones get ``border_weight`` more, since that is where an
-    eye finds a seam.
+    eye finds a seam. Those within RIM px of the window's edges get ``rim_weight`` more: a network sees least of what is
+    around them, and there two windows are blended.
     """
     near = F.max_pool2d(known, 2 * BORDER + 1, stride=1, padding=BORDER)
-    return torch.where(known > 0, known_weight, 1 + border_weight * near)
+    rim = torch.ones_like(known)
+    rim[..., RIM:-RIM, RIM:-RIM] = 0
+    return torch.where(known > 0, known_weight, 1 + border_weight * near + rim_weight * rim)

@@ -1,30 +1,26 @@
-"""Consistency tuning: a trained painter learns to reach in one step where it went in many.
+"""Distillation: a painter learns from itself to do in fewer calls of the network what took it many.
 
-A consistency model f maps a noisy image at any level to the same clean one (Song et al. 2023). Tuning starts from the
-diffusion model, whose data prediction is f already where noise is low, and asks that f(x_t, t) be f(x_r, r) for r a
-little below t, closer and closer (Geng et al. 2024, "Consistency models made easy"). x_r lies on the teacher's path
-through x_t, guided if asked for, so that the student paints with guidance in one network call; or, without a teacher,
-it is made of the same image and noise.
-
-Levels are told as ``s = sigma / alpha``, the noise of a variance-exploding process: the paper's formulas are in it.
-The condition f(x, 0) = x holds by itself: the data prediction of a v network is ``alpha x - sigma v``.
+A student starts from the painter's weights; the painter, which stays as it is, is its teacher. Here are what all ways
+have in common, and two of them: consistency tuning for few steps, and guidance in one call. The third is in
+`wsigen.training.progressive`.
 """
 
 from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import cast
 
 import torch
 from torch import Tensor
 
-from wsigen.diffusion.gaussian import PredictionType, q_sample, to_eps, to_x0
-from wsigen.diffusion.guidance import guide, is_guided
+from wsigen.diffusion.gaussian import PredictionType, q_sample, to_eps, to_x0, training_target
+from wsigen.diffusion.guidance import guide
 from wsigen.errors import SettingsError
-from wsigen.models.conditioning import null_planes
+from wsigen.models.conditioning import null_planes, tell_guidance
 from wsigen.models.config import ModelConfig
+from wsigen.models.denoise import model_sampler
 from wsigen.models.nasdm import NasdmModel
 from wsigen.training.corrupt import TrainingBatch
 from wsigen.training.denoising import DenoisingTrainer, NoisyBatch
@@ -35,15 +31,26 @@ from wsigen.training.patches import PatchBank
 DATA_DEVIATION = 0.5  # of pixels in [-1, 1]
 
 
+@dataclass(frozen=True)
+class GuidedBatch(NoisyBatch):
+    """The same, with the guidance scale that each sample is to be painted with, (B,)."""
+
+    scale: Tensor
+
+
 class StudentTrainer(DenoisingTrainer):
-    """Tunes ``initial_model`` to paint in ``distill.steps`` steps what it paints in many."""
+    """Tunes ``initial_model`` to paint with fewer calls of the network."""
 
     @abstractmethod
     def student(self, config: ModelConfig) -> ModelConfig:
-        """The teacher's configuration with the student's way of sampling."""
+        """The student's configuration, made of the teacher's."""
 
     def build(self, manifest: Manifest) -> Trainable:
-        """Load the painter twice: the student, and the teacher, which stays as it is."""
+        """Load the painter twice: the student, and the teacher, which stays as it is.
+
+        The teacher runs as a painter does, in 16 bits and through its kernels, where training has mixed precision: it
+        need not be compiled.
+        """
         settings = self.settings
         if not settings.initial_model:
             raise SettingsError(f"task {settings.task}: the recipe names no initial_model; name the painter to tune")
@@ -53,15 +60,17 @@ class StudentTrainer(DenoisingTrainer):
                 f"initial_model {settings.initial_model}: predicts {student.config.prediction}; tuning needs a v model "
                 "without a learned variance"
             )
+        self.teacher_config = self.config
         self.guidance_scale = self.config.guidance_for(settings.distill.guidance_scale)
-        student.config = self.config = replace(
-            self.student(self.config), num_inference_steps=settings.distill.steps, guidance_scale=1.0
-        )
+        student.config = self.config = self.student(self.config)
         teacher = NasdmModel.from_pretrained(settings.initial_model).to(self.process.device)
-        teacher.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch types omit it
-        compiled = torch.compile(teacher, dynamic=False) if self.compile_model else teacher
-        self.teacher = cast(Callable[..., Tensor], compiled)
+        self.teacher_dtype = torch.bfloat16 if self.mixed_precision else torch.float32
+        self.teacher = teacher.to(self.teacher_dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]
         return cast(Trainable, student)
+
+    def few_steps(self, config: ModelConfig) -> ModelConfig:
+        """``config`` for as many steps as the recipe says, with guidance in the weights if there is any."""
+        return replace(config, num_inference_steps=self.settings.distill.steps, guidance_scale=1.0, guided_scales=())
 
     def data(self, network: Callable[..., Tensor], clean: TrainingBatch, x: Tensor, t: Tensor) -> Tensor:
         """Data prediction (B, 3, W, W) float32 of the network at x_t."""
@@ -69,24 +78,98 @@ class StudentTrainer(DenoisingTrainer):
             output = network(x, t, clean.planes, clean.context, clean.known, clean.style)
         return to_x0(cast(PredictionType, self.config.prediction), output, x, t, self.schedule)
 
+    @torch.no_grad()
+    def teach(self, clean: TrainingBatch, x: Tensor, t: Tensor, planes: Tensor) -> Tensor:
+        """The teacher's v at x_t under ``planes``, (B, 3, W, W) float32."""
+        given = (x, planes, clean.context, clean.known, clean.style)
+        x, planes, *others = (part.to(self.teacher_dtype) for part in given)
+        return self.teacher(x.contiguous(memory_format=torch.channels_last), t, planes, *others).float()
+
     def teacher_data(self, clean: TrainingBatch, x: Tensor, t: Tensor) -> Tensor:
         """What the teacher sees in x_t, guided if asked for, known pixels overwritten as in painting."""
-        scale = self.guidance_scale
-        with self.autocast():
-            output = self.teacher(x, t, clean.planes, clean.context, clean.known, clean.style).float()
-            if is_guided(scale):
-                nothing = null_planes(clean.planes)
-                null = self.teacher(x, t, nothing, clean.context, clean.known, clean.style).float()
-                output = guide(output, null, scale)
+        scale, config = self.guidance_scale, self.teacher_config
+        planes = tell_guidance(clean.planes, scale) if config.learned_guidance(scale) else clean.planes
+        output = self.teach(clean, x, t, planes)
+        if config.calls_a_step(scale) == 2:
+            output = guide(output, self.teach(clean, x, t, null_planes(clean.planes)), scale)
         return torch.where(clean.known > 0, clean.x0, to_x0("v", output, x, t, self.schedule).clamp(-1, 1))
 
 
+class GuidanceTrainer(StudentTrainer):
+    """Teaches a painter to guide itself: one call of the network where classifier-free guidance takes two.
+
+    The student is told the scale s by its *present* plane and learns ``v_c + (s - 1) (v_c - v_0)``, v_c and v_0 being
+    the teacher's with and without the condition (Meng et al. 2023, arXiv 2210.03142, section 3.1, tell it by an
+    embedding). ``distill.data_share`` of v_c may be replaced by what the pictures say: its mean is what v_c estimates,
+    so that the student goes on learning from them (as in Tang et al. 2025, arXiv 2502.12154).
+    """
+
+    def student(self, config: ModelConfig) -> ModelConfig:
+        """The painter's own way to sample, with scales that take one call."""
+        lowest, highest = self.settings.distill.guided_scales
+        return replace(config, guidance_scale=self.guidance_scale, guided_scales=(lowest, highest))
+
+    def build(self, manifest: Manifest) -> Trainable:
+        """Load student and teacher, and look up the timesteps that the painter samples at."""
+        student = super().build(manifest)
+        sampler = model_sampler(self.config, self.schedule, self.config.num_inference_steps)
+        self.own_timesteps = torch.tensor(sampler.timesteps, dtype=torch.float32, device=self.process.device)
+        return student
+
+    def draw(self, bank: PatchBank, window: int, size: int, generator: torch.Generator) -> GuidedBatch:
+        """Draw a batch.
+
+        ``distill.own_levels`` of its timesteps are those that the painter samples at; every second sample has the
+        painter's own scale, the others are spread over all that are to be learned.
+        """
+        batch = super().draw(bank, window, size, generator)
+        device, settings = batch.t.device, self.settings.distill
+        chance, place = torch.rand((2, size), generator=generator, device=device)
+        which = torch.randint(len(self.own_timesteps), (size,), generator=generator, device=device)
+        t = torch.where(chance < settings.own_levels, self.own_timesteps[which], batch.t)
+        lowest, highest = settings.guided_scales
+        own = torch.rand(size, generator=generator, device=device) < 0.5
+        scale = torch.where(own, self.guidance_scale, lowest + (highest - lowest) * place)
+        return GuidedBatch(batch.clean, t, batch.noise, scale)
+
+    def losses(self, network: Callable[..., Tensor], batch: NoisyBatch) -> tuple[Tensor, Tensor]:
+        """Squared error of v under guidance for each sample (B,), and its noise level's column."""
+        assert isinstance(batch, GuidedBatch)
+        clean, t = batch.clean, batch.t
+        x = q_sample(self.schedule, clean.x0, t, batch.noise)
+        planes = tell_guidance(clean.planes, batch.scale)
+        with self.autocast():
+            output = network(x, t, planes, clean.context, clean.known, clean.style)
+        squared = (output.float() - self.target(batch, x)).square().mean(dim=1, keepdim=True)
+        return self.pixel_mean(squared, clean), self.columns_of(t)
+
+    def target(self, batch: GuidedBatch, x: Tensor) -> Tensor:
+        """v (B, 3, W, W) that the student is to say at x_t; on known pixels what the picture says."""
+        clean, t = batch.clean, batch.t
+        seen = training_target("v", self.schedule, clean.x0, t, batch.noise)
+        given = self.teach(clean, x, t, clean.planes)
+        change = given - self.teach(clean, x, t, null_planes(clean.planes))
+        further = (batch.scale - 1)[:, None, None, None] * change
+        told = torch.lerp(given, seen, self.settings.distill.data_share) + further
+        return torch.where(clean.known > 0, seen, told)
+
+
 class ConsistencyTrainer(StudentTrainer):
-    """Tunes by consistency; what it saves samples with the "consistency" sampler."""
+    """Tunes by consistency; what it saves samples with the "consistency" sampler.
+
+    A consistency model f maps a noisy image at any level to the same clean one (Song et al. 2023). Tuning starts from
+    the diffusion model, whose data prediction is f already where noise is low, and asks that f(x_t, t) be f(x_r, r) for
+    r a little below t, closer and closer (Geng et al. 2024, "Consistency models made easy"). x_r lies on the teacher's
+    path through x_t, guided if asked for, so that the student paints with guidance in one network call; or, without a
+    teacher, it is made of the same image and noise.
+
+    Levels are told as ``s = sigma / alpha``, the noise of a variance-exploding process: the paper's formulas are in it.
+    The condition f(x, 0) = x holds by itself: the data prediction of a v network is ``alpha x - sigma v``.
+    """
 
     def student(self, config: ModelConfig) -> ModelConfig:
         """Consistency sampling, evenly spaced."""
-        return replace(config, sampler="consistency", final_step=1.0)
+        return replace(self.few_steps(config), sampler="consistency", final_step=1.0)
 
     def draw(self, bank: PatchBank, window: int, size: int, generator: torch.Generator) -> NoisyBatch:
         """Draw a batch; half of its levels evenly over the timesteps, since painting starts at the noisiest."""

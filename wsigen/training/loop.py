@@ -42,6 +42,7 @@ TASKS = {
     "denoise": ("wsigen.training.denoising", "DenoisingTrainer"),
     "mask": ("wsigen.training.masking", "MaskTrainer"),
     "distill": ("wsigen.training.distillation", "ConsistencyTrainer"),
+    "guidance": ("wsigen.training.distillation", "GuidanceTrainer"),
     "progressive": ("wsigen.training.progressive", "ProgressiveTrainer"),
     "segment": ("wsigen.training.segmenting", "SegmentingTrainer"),
     "features": ("wsigen.training.recognising", "RecognisingTrainer"),
@@ -127,12 +128,12 @@ class Trainer(ABC):
         self.settings, self.out, self.process, self.compile_model = settings, out, process, compile_model
         manifest = manifests.load(data)
         device = process.device
+        self.mixed_precision = device.type == "cuda" or (device.type == "cpu" and cpu_has_bfloat16())
         self.bank, self.held_out = (self.open_bank(data, manifest, split) for split in ("train", "val"))
         torch.manual_seed(settings.seed)
         self.model = self.build(manifest).to(device)
         self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch types omit it
         self.average = AveragedModel(self.model, multi_avg_fn=self._average)
-        self.mixed_precision = device.type == "cuda" or (device.type == "cpu" and cpu_has_bfloat16())
         fused = device.type == "cuda"
         self.optimiser = torch.optim.AdamW(
             _parameter_groups(self.model, settings.modulation_rate),

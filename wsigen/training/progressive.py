@@ -31,7 +31,7 @@ class ProgressiveTrainer(StudentTrainer):
 
     def student(self, config: ModelConfig) -> ModelConfig:
         """DDIM, spaced as the teacher is."""
-        return replace(config, sampler="ddim")
+        return replace(self.few_steps(config), sampler="ddim")
 
     def build(self, manifest: Manifest) -> Trainable:
         """Load the painter twice, and work out the steps of both."""

@@ -82,11 +82,14 @@ class AppearanceSettings:
 
 @dataclass(frozen=True)
 class DistillSettings:
-    """Few steps: see wsigen.training.distillation and wsigen.training.progressive, which takes the first three."""
+    """A painter that learns from itself: see wsigen.training.distillation and wsigen.training.progressive."""
 
-    steps: int = 4  # of the student
+    steps: int = 4  # consistency, progressive: of the student
     teacher_steps: int = 4  # progressive: of the teacher for each of the student's
     guidance_scale: float | None = None  # of the teacher, baked into the student; None: as the painter paints
+    guided_scales: tuple[float, ...] = (1.0, 2.0)  # guidance: lowest and highest scale that the student learns
+    own_levels: float = 0.5  # guidance: share of the timesteps that are those the painter samples at
+    data_share: float = 0.0  # guidance: share of the pictures in what the student learns, the rest is the teacher's
     teacher: bool = True  # the step from t to r follows the teacher; without: the noise that made x_t
     first_ratio: float = 4.0  # r = t (1 - 1/q ...): q at the start ...
     last_ratio: float = 256.0  # ... and at the end
@@ -115,6 +118,7 @@ class TrainSettings:
     initial_model: str = ""  # name or folder of a model whose weights the run starts from: fine-tuning
     known_weight: float = 0.25  # share of known pixels in the loss; without it painting ignores its neighbours
     border_weight: float = 2.0  # added to the weight of unknown pixels within 8 px of known ones
+    rim_weight: float = 0.0  # added to the weight of unknown pixels within 24 px of the window's edges
     crop_stride: int = 8
     folds: int = 0  # leave out every so many-th source image, from number `fold`; 0: train on all
     fold: int = 0
