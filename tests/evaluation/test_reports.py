@@ -311,6 +311,20 @@ def test_distill_writes_a_painter_that_renders_in_two_steps(data, painter, paint
     assert (recorded["sampler"], recorded["num_inference_steps"]) == ("consistency", 2)
 
 
+def test_a_painter_that_guides_itself_renders_guided_in_one_call_a_step(data, painter, tmp_path):
+    run_folder, small = tmp_path / "run", tmp_path / "small.tif"
+    tiny = ("--set", "phases=[{windows=[64], batches=[2], steps=2}]", "--set", "evaluate_every=9", "--device", "cpu")
+    learn = ("distill", "--method", "guidance", "--model", painter, "--data", data, "-o", run_folder)
+    result = run(*learn, "--guidance-scale", 1.5, *tiny)
+    assert result.exit_code == 0 and "step 2 of 2" in result.output, result.output
+    write_slide_mask(small, 96, 64, 0.5, [MaskWindow(picture(0)[1][:64, :96])], False, False)
+    render = ("render", small, "--model", run_folder / "model", "--steps", 2, "--device", "cpu", "--overwrite")
+    result = run(*render)
+    assert result.exit_code == 0 and "2 steps with guidance 1.5, seed 0" in result.output, result.output
+    assert json.loads(small.with_suffix(".json").read_text())["paint"]["guidance_scale"] == 1.5
+    assert ModelConfig.load(run_folder / "model").calls_a_step() == 1
+
+
 # --- reports ----------------------------------------------------------------------------------------------------------
 
 

@@ -11,7 +11,7 @@ from wsigen.diffusion.schedules import NoiseSchedule
 from wsigen.errors import ModelError
 from wsigen.models import nasdm
 from wsigen.models.conditioned import WindowInputs
-from wsigen.models.conditioning import condition_planes
+from wsigen.models.conditioning import condition_planes, tell_guidance
 from wsigen.models.config import PRESETS, ModelConfig, UNetConfig
 from wsigen.models.denoise import denoise
 from wsigen.models.nasdm import NasdmModel, weights_sha256
@@ -246,6 +246,37 @@ def test_the_models_own_guidance_is_the_default(lively):
     for scale in (-0.5, float("nan"), float("inf")):
         with pytest.raises(ValueError, match="guidance_scale"):
             replace(TINY, guidance_scale=scale)
+
+
+def test_learned_guidance_is_told_by_the_present_plane_and_takes_one_call(lively, monkeypatch):
+    model, inputs = lively(TINY), window_inputs(TINY)
+    outside = paint(model, "dpm++2m", 2, inputs, guidance_scale=2.5)
+    unguided = paint(model, "dpm++2m", 2, inputs)
+    seen = []
+    monkeypatch.setattr(model, "spade_cache", lambda planes: seen.append(planes) or model.unet.spade_cache(planes))
+    model.config = replace(TINY, guidance_scale=1.5, guided_scales=(1.0, 2.0))
+    learned = paint(model, "dpm++2m", 2, inputs, guidance_scale=None)
+    assert [planes[:, -1].unique().tolist() for planes in seen] == [[1.5]]
+    assert torch.equal(seen[0][:, :-1], inputs.planes[:, :-1]) and (inputs.planes[:, -1] == 1).all()
+    assert not torch.equal(learned, unguided)
+    assert torch.equal(paint(model, "dpm++2m", 2, inputs, guidance_scale=1.0), unguided)
+    assert torch.equal(paint(model, "dpm++2m", 2, inputs, guidance_scale=2.5), outside), "two calls beyond the range"
+    assert [model.config.calls_a_step(scale) for scale in (None, 1.0, 2.0, 2.5, 0.5)] == [1, 1, 1, 2, 2]
+    assert ModelConfig.from_json(model.config.to_json()) == model.config
+
+
+@pytest.mark.parametrize("scales", [(1.5,), (2.0, 1.0), (0.0, 1.0), (1.0, float("inf")), (1.0, 1.5, 2.0)])
+def test_learned_scales_are_a_range(scales):
+    with pytest.raises(ValueError, match="guided_scales"):
+        replace(TINY, guided_scales=scales)
+
+
+def test_each_sample_can_be_told_its_own_guidance():
+    planes = torch.rand(3, 5, 4, 4)
+    told = tell_guidance(planes, torch.tensor([1.0, 1.5, 2.0]))
+    assert torch.equal(told[:, :-1], planes[:, :-1])
+    assert torch.equal(told[1], tell_guidance(planes, 1.5)[1]) and torch.equal(told[0], planes[0])
+    assert not tell_guidance(torch.zeros(1, 5, 4, 4), 1.5).any(), "the null condition stays"
 
 
 def test_guidance_of_zero_forgets_the_mask(lively):

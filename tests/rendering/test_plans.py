@@ -1,5 +1,6 @@
 """A plan says what a render will need and touches nothing; what does not fit is refused with the option that does."""
 
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -69,6 +70,21 @@ def test_costs_grow_with_what_they_depend_on():
     guided = batch_cost(config, 64, 2, 4, 2, "float32")
     assert guided.operations == 2 * base.operations and guided.work_bytes > base.work_bytes
     assert batch_cost(config, 64, 2, 8, 1, "bfloat16").work_bytes < base.work_bytes
+
+
+def test_guidance_that_was_learned_costs_nothing(tiny_model, demo_mask_path, tmp_path):
+    learned = tmp_path / "learned"
+    shutil.copytree(tiny_model, learned)
+    config = replace(ModelConfig.load(learned), guided_scales=(1.0, 2.0))
+    (learned / "config.json").write_text(config.to_json())
+    operations = {}
+    for model in (tiny_model, learned):
+        for scale in (1.0, 1.5, 3.0):
+            settings = RenderSettings(model=str(model), device="cpu", guidance_scale=scale)
+            operations[model.name, scale] = plan_render(demo_mask_path, None, settings).projection.operations
+    plain = operations[tiny_model.name, 1.0]
+    assert operations[tiny_model.name, 1.5] == operations["learned", 3.0] == 2 * plain
+    assert operations["learned", 1.0] == operations["learned", 1.5] == plain
 
 
 def parameters(config):

@@ -66,6 +66,17 @@ def test_pixels_depend_neither_on_the_row_nor_on_the_company(cuda_spec, cuda_mod
         assert np.array_equal(painter.paint(batch)[row], alone)
 
 
+@pytest.mark.parametrize("scale", [1.5, 3.0])
+def test_guidance_is_painted_alike_when_it_is_learned_and_when_not(cuda_spec, model_path, jobs, scale):
+    """A graph of the device's work holds the scale that is told, or both networks; a second one has its pixels."""
+    model = NasdmModel.from_pretrained(model_path).to("cuda", torch.bfloat16, memory_format=torch.channels_last)
+    model.config = replace(model.config, guided_scales=(1.0, 2.0))
+    guided = replace(cuda_spec, guidance_scale=scale)
+    first, second = (make_painter(guided, model).paint(jobs[:4]).copy() for _ in range(2))
+    assert np.array_equal(first, second)
+    assert not np.array_equal(first, make_painter(cuda_spec, model).paint(jobs[:4]))
+
+
 def test_known_pixels_come_back_as_they_were(cuda_spec, cuda_model, jobs):
     painted = make_painter(cuda_spec, cuda_model).paint(jobs[:4])
     for job, pixels in zip(jobs, painted, strict=False):

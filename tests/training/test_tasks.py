@@ -10,14 +10,16 @@ import pyvips
 import torch
 from short_run import SHORT
 
-from wsigen.diffusion.gaussian import q_sample
+from wsigen.diffusion.gaussian import q_sample, to_x0, training_target
+from wsigen.diffusion.guidance import guide
 from wsigen.diffusion.samplers import make_sampler
 from wsigen.diffusion.schedules import NoiseSchedule
 from wsigen.errors import DataError, ModelError, SettingsError
 from wsigen.evaluation.networks import FeatureNetwork, SegmentationNetwork
+from wsigen.models.conditioning import tell_guidance
 from wsigen.models.nasdm import NasdmModel
 from wsigen.training.appearance import gaussian_blur
-from wsigen.training.distillation import ConsistencyTrainer
+from wsigen.training.distillation import ConsistencyTrainer, GuidanceTrainer
 from wsigen.training.fields import nucleus_depth
 from wsigen.training.loop import Process, train
 from wsigen.training.manifest import TrainingImage
@@ -150,6 +152,57 @@ def test_tuning_writes_a_few_step_painter(data, painter, tmp_path, teacher, guid
     with (tmp_path / "log.csv").open(newline="") as file:
         assert all(math.isfinite(float(row["loss"])) for row in csv.DictReader(file))
     assert list((tmp_path / "samples").glob("*.png"))
+
+
+def guidance_trainer(data, painter, out, **distill):
+    settings = replace(SHORT, task="guidance", initial_model=painter)
+    settings = replace(settings, distill=DistillSettings(guidance_scale=1.5, **distill))
+    return GuidanceTrainer(settings, data, out, Process(0, 1, torch.device("cpu")), False)
+
+
+def test_a_painter_learns_to_guide_itself(data, painter, tmp_path):
+    distill = DistillSettings(guidance_scale=1.5, guided_scales=(1.0, 3.0))
+    phases = (Phase((32,), (8,), 80),)
+    settings = replace(SHORT, task="guidance", initial_model=painter, distill=distill, phases=phases, ema_decay=0.9)
+    quietly(replace(settings, evaluate_every=20), data, tmp_path)
+    config, before = (NasdmModel.from_pretrained(folder).config for folder in (tmp_path / "model", painter))
+    assert (config.guidance_scale, config.guided_scales) == (1.5, (1.0, 3.0)) and config.calls_a_step() == 1
+    assert config == replace(before, guidance_scale=1.5, guided_scales=(1.0, 3.0))
+    with (tmp_path / "log.csv").open(newline="") as file:
+        held_out = [float(row["loss"]) for row in csv.DictReader(file) if row["split"] == "val"]
+    assert held_out[-1] < 0.8 * held_out[0]
+
+
+@pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
+def test_what_is_learned_is_the_guided_teacher_or_the_pictures(data, painter, tmp_path, share):
+    trainer = guidance_trainer(data, painter, tmp_path, data_share=share)
+    batch = trainer.draw(trainer.bank, 32, 16, torch.Generator().manual_seed(0))
+    x = q_sample(trainer.schedule, batch.clean.x0, batch.t, batch.noise)
+    unknown = (batch.clean.known == 0).expand_as(x)
+    seen = training_target("v", trainer.schedule, batch.clean.x0, batch.t, batch.noise)
+    given, null = (trainer.teach(batch.clean, x, batch.t, p) for p in (batch.clean.planes, 0 * batch.clean.planes))
+    guided = guide(given, null, batch.scale[:, None, None, None])
+    target = trainer.target(batch, x)
+    torch.testing.assert_close(target[unknown], (guided + share * (seen - given))[unknown], atol=1e-4, rtol=0)
+    assert torch.equal(target[~unknown], seen[~unknown])
+    assert (batch.scale == 1.5).any() and batch.scale.unique().numel() > 2
+    assert batch.scale.min() >= 1 and batch.scale.max() <= 2
+    own = (batch.t[:, None] == trainer.own_timesteps).any(1)
+    assert own.any() and not own.all()
+
+
+def test_a_painter_that_guides_itself_teaches_what_it_paints(data, painter, tmp_path):
+    """A student of few steps has a self-guided painter's own guidance in its weights, and says so."""
+    quietly(guidance_trainer(data, painter, tmp_path / "first").settings, data, tmp_path / "guided")
+    settings = replace(SHORT, task="distill", initial_model=str(tmp_path / "guided" / "model"))
+    trainer = ConsistencyTrainer(settings, data, tmp_path / "second", Process(0, 1, torch.device("cpu")), False)
+    batch = trainer.draw(trainer.bank, 32, 4, torch.Generator().manual_seed(0))
+    x = q_sample(trainer.schedule, batch.clean.x0, batch.t, batch.noise)
+    told = trainer.teach(batch.clean, x, batch.t, tell_guidance(batch.clean.planes, 1.5))
+    data_of = to_x0("v", told, x, batch.t, trainer.schedule).clamp(-1, 1)
+    expected = torch.where(batch.clean.known > 0, batch.clean.x0, data_of)
+    assert torch.equal(trainer.teacher_data(batch.clean, x, batch.t), expected)
+    assert (trainer.config.guidance_scale, trainer.config.guided_scales) == (1.0, ())
 
 
 def test_progressive_tuning_writes_a_few_step_painter(data, painter, tmp_path):

@@ -126,6 +126,13 @@ def test_loss_weights_stress_the_border_of_known_pixels():
     assert weights[18:].unique().tolist() == [1.0]
 
 
+def test_loss_weights_stress_the_rim_of_a_window():
+    weights = pixel_weights(torch.zeros(1, 1, 64, 64), known_weight=0.25, border_weight=2.0, rim_weight=1.5)[0, 0]
+    assert weights[32, :24].unique().tolist() == [2.5] and weights[40:, 32].unique().tolist() == [2.5]
+    assert weights[24:40, 24:40].unique().tolist() == [1.0]
+    assert pixel_weights(torch.zeros(1, 1, 32, 32), 0.25, 2.0, 1.5).unique().tolist() == [2.5], "all rim"
+
+
 def test_fine_tuning_starts_from_a_model_and_keeps_its_configuration(data, finished, tmp_path):
     first = NasdmModel.from_pretrained(finished / "model")
     phases = (Phase((32,), (2,), 1),)

@@ -78,9 +78,9 @@ def tell_guidance(planes: Tensor, guidance_scale: float | Tensor) -> Tensor:
     The scale is a number, or one for each sample (B,). 0 stays the null condition, which is guidance with a scale of 0,
     as 1 is the condition itself.
     """
-    scale = torch.as_tensor(guidance_scale, dtype=planes.dtype, device=planes.device).reshape(-1, 1, 1)
     told = planes.clone()
-    told[:, -1] *= scale
+    # A number stays one: a graph of the GPU's work can hold no copy from the host.
+    told[:, -1] *= guidance_scale if isinstance(guidance_scale, float) else guidance_scale.to(planes)[:, None, None]
     return told
 
 
