@@ -11,7 +11,6 @@ import torch
 from short_run import SHORT
 
 from wsigen.diffusion.gaussian import q_sample, to_x0, training_target
-from wsigen.diffusion.guidance import guide
 from wsigen.diffusion.samplers import make_sampler
 from wsigen.diffusion.schedules import NoiseSchedule
 from wsigen.errors import DataError, ModelError, SettingsError
@@ -154,6 +153,10 @@ def test_tuning_writes_a_few_step_painter(data, painter, tmp_path, teacher, guid
     assert list((tmp_path / "samples").glob("*.png"))
 
 
+def seeded():
+    return torch.Generator().manual_seed(0)
+
+
 def guidance_trainer(data, painter, out, **distill):
     settings = replace(SHORT, task="guidance", initial_model=painter)
     settings = replace(settings, distill=DistillSettings(guidance_scale=1.5, **distill))
@@ -161,27 +164,35 @@ def guidance_trainer(data, painter, out, **distill):
 
 
 def test_a_painter_learns_to_guide_itself(data, painter, tmp_path):
+    trainer = guidance_trainer(data, painter, tmp_path, guided_scales=(1.0, 3.0))
+    with torch.no_grad():  # a network that has learned little hardly heeds the mask
+        for network in (trainer.model, trainer.teacher):
+            network.unet.conv_out.weight.copy_(torch.randn(network.unet.conv_out.weight.shape, generator=seeded()) / 8)
+    trainer.settings = replace(trainer.settings, known_weight=0.0, phases=(Phase((32,), (8,), 60),))
+    batch = trainer.draw(trainer.held_out, 32, 16, seeded())
+    before = trainer.losses(trainer.model, batch)[0].mean().item()
+    for _ in range(60):
+        trainer.train_step()
+    assert trainer.losses(trainer.model, batch)[0].mean().item() < 0.7 * before
+
+
+def test_a_painter_that_guides_itself_is_written(data, painter, tmp_path):
     distill = DistillSettings(guidance_scale=1.5, guided_scales=(1.0, 3.0))
-    phases = (Phase((32,), (8,), 80),)
-    settings = replace(SHORT, task="guidance", initial_model=painter, distill=distill, phases=phases, ema_decay=0.9)
-    quietly(replace(settings, evaluate_every=20), data, tmp_path)
+    quietly(replace(SHORT, task="guidance", initial_model=painter, distill=distill), data, tmp_path)
     config, before = (NasdmModel.from_pretrained(folder).config for folder in (tmp_path / "model", painter))
     assert (config.guidance_scale, config.guided_scales) == (1.5, (1.0, 3.0)) and config.calls_a_step() == 1
     assert config == replace(before, guidance_scale=1.5, guided_scales=(1.0, 3.0))
-    with (tmp_path / "log.csv").open(newline="") as file:
-        held_out = [float(row["loss"]) for row in csv.DictReader(file) if row["split"] == "val"]
-    assert held_out[-1] < 0.8 * held_out[0]
 
 
 @pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
 def test_what_is_learned_is_the_guided_teacher_or_the_pictures(data, painter, tmp_path, share):
     trainer = guidance_trainer(data, painter, tmp_path, data_share=share)
-    batch = trainer.draw(trainer.bank, 32, 16, torch.Generator().manual_seed(0))
+    batch = trainer.draw(trainer.bank, 32, 16, seeded())
     x = q_sample(trainer.schedule, batch.clean.x0, batch.t, batch.noise)
     unknown = (batch.clean.known == 0).expand_as(x)
     seen = training_target("v", trainer.schedule, batch.clean.x0, batch.t, batch.noise)
     given, null = (trainer.teach(batch.clean, x, batch.t, p) for p in (batch.clean.planes, 0 * batch.clean.planes))
-    guided = guide(given, null, batch.scale[:, None, None, None])
+    guided = null + batch.scale[:, None, None, None] * (given - null)
     target = trainer.target(batch, x)
     torch.testing.assert_close(target[unknown], (guided + share * (seen - given))[unknown], atol=1e-4, rtol=0)
     assert torch.equal(target[~unknown], seen[~unknown])
