@@ -3,6 +3,7 @@
     python benchmarks/painting.py sheet --data data -o docs/quality/steps.jpg --run 4 --run 4:1 --run unipc:50
     python benchmarks/painting.py contrast --data data --run ddim:8:1 --run dpm++2m:8:1 --run unipc:8:1
     python benchmarks/painting.py droplets --data data --run 4 --run unipc:8:1
+    python benchmarks/painting.py edges --data data --run 4 --run 4:1
     python benchmarks/painting.py spots slide.svs
 
 A run is ``[SAMPLER:]STEPS[:GUIDANCE]``; what is left out is the model's.
@@ -36,6 +37,7 @@ EDGE = 4  # px of a window's edge that are not looked at
 WHITE = 215  # of 255 in every channel: a pixel of glass or of a lumen
 WHITEST = 0.3  # share of white pixels above which a window has few nuclei for another reason
 THRESHOLDS = (2000, 1000)
+DISTANCES = (0, 4, 8, 12, 16, 20, 24, 32, 48, 64)  # px from a window's edge
 
 
 @click.group()
@@ -122,6 +124,42 @@ def droplets(work: tuple, data: Path, windows: int, final_step: tuple[float, ...
         model.config = replace(config, final_step=length)
         for run in runs:
             report(f"{run}, final step {length}", paint_patches(model, material, options_of(run), choice, which))
+
+
+@main.command()
+@click.option("--data", type=click.Path(path_type=Path), required=True)
+@click.option("--count", default=16, show_default=True, help="Windows.")
+@click.option("--run", "runs", multiple=True, metavar="RUN", default=("4",), show_default=True)
+@click.pass_obj
+def edges(work: tuple, data: Path, count: int, runs: tuple[str, ...]) -> None:
+    """Gradient of optical density by distance from the window's edges, in that of its middle, painted and real."""
+    model, choice = work
+    material = held_out(data, model, count, choice.device)
+    ends = [*DISTANCES[1:], model.config.window // 2 - 1]
+    columns = " | ".join(f"{start} to {end} px" for start, end in zip(DISTANCES, ends))
+    click.echo(f"| | {columns} |\n|{' --- |' * (len(ends) + 1)}")
+    for run in ("real", *runs):
+        images = material.patches.images
+        if run != "real":
+            images = paint_patches(model, material, options_of(run), choice)
+        steps = across(images)
+        parts = [steps[start:end].mean() / steps[ends[-2] :].mean() for start, end in zip(DISTANCES, ends)]
+        click.echo(f"| {run} | " + " | ".join(f"{part:.2f}" for part in parts) + " |")
+
+
+def across(images: np.ndarray) -> np.ndarray:
+    """Mean absolute difference of neighbouring pixels by distance from the nearest of four edges: (W / 2 - 1,).
+
+    Of (N, W, W, 3) uint8; of each edge's stretch the middle half counts, so that corners are no part of it.
+    """
+    density = optical_density(images)
+    half = density.shape[1] // 2
+    middle = slice(half // 2, -(half // 2))
+    found = np.zeros(half - 1)
+    for turned in (density, density.transpose(0, 2, 1, 3)):
+        steps = np.abs(np.diff(turned[:, middle], axis=2)).mean((0, 1, 3))
+        found += (steps[: half - 1] + steps[::-1][: half - 1]) / 4
+    return found
 
 
 @main.command()

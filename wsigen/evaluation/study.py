@@ -11,6 +11,7 @@ import json
 import multiprocessing
 import os
 import shutil
+import tempfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -57,6 +58,12 @@ class Study:
     compile_model: bool | None = None  # None: on a GPU
     resume: bool = False
 
+    @property
+    def compiles(self) -> bool:
+        """Whether networks are compiled for training."""
+        on_gpu = torch.device(choose_device(self.device).device).type == "cuda"
+        return on_gpu if self.compile_model is None else self.compile_model
+
 
 def study_segmentation(study: Study, progress: Progress = lambda what, done, total: None) -> Report:
     """Paint, train every arm with every seed, test, and write the report. What is finished is kept for ``resume``."""
@@ -77,6 +84,8 @@ def study_segmentation(study: Study, progress: Progress = lambda what, done, tot
         for arm in missing:
             write_folder(folders[arm], study.data, material, images, with_real=arm != "painted")
     with _side_by_side(study.jobs) as submit:
+        if study.jobs > 1 and study.compiles and not _finished(runs):
+            submit(_compile, study)()
         waiting = [
             submit(_scores, study, folder, runs / f"{'real' if folder == study.data else folder.name}-{seed}", seed)
             for seed in range(study.seeds)
@@ -169,6 +178,28 @@ def _link(source: Path, target: Path) -> None:
         os.link(source, target)
     except OSError:  # another file system
         shutil.copyfile(source, target)
+
+
+def _finished(runs: Path) -> bool:
+    """Whether any network is trained already, and so was compiled."""
+    return any(runs.glob("*/scores.json"))
+
+
+def _compile(study: Study) -> None:
+    """Take each kind of step once: networks that start side by side find them compiled in torch's cache on the disk.
+
+    Twelve that compile at once take minutes; uncompiled, a step takes several times as long.
+    """
+    phases = tuple(replace(phase, steps=len(phase.windows)) for phase in study.recipe.phases)
+    with tempfile.TemporaryDirectory(prefix="wsigen-study-") as folder:
+        train(
+            replace(study.recipe, phases=phases),
+            study.data,
+            Path(folder),
+            device=torch.device(choose_device(study.device).device).type,
+            compile_model=True,
+            report=lambda _: None,
+        )
 
 
 def _scores(study: Study, folder: Path, run: Path, seed: int) -> list[dict[str, Any]]:
