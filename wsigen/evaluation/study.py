@@ -118,12 +118,14 @@ def _paint(study: Study, rare: tuple[float, ...], progress: Callable[[int, int],
 def _side_by_side(jobs: int) -> Iterator[Callable[..., Callable[[], Any]]]:
     """Give a function that starts a call, in one of ``jobs`` processes if they are several, and returns its result's.
 
-    A small network leaves most of a GPU idle, so several trained side by side cost little more than one.
+    A small network leaves most of a GPU idle, so several trained side by side cost little more than one. Each takes as
+    many threads for an operation as this process, so that a score does not depend on ``jobs``.
     """
     if jobs == 1:
         yield partial
         return
-    with ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn")) as pool:
+    spawn, threads = multiprocessing.get_context("spawn"), torch.get_num_threads()
+    with ProcessPoolExecutor(jobs, spawn, torch.set_num_threads, (threads,)) as pool:
         try:
             yield lambda function, *arguments: pool.submit(function, *arguments).result
         except BaseException:
