@@ -248,6 +248,19 @@ def test_the_models_own_guidance_is_the_default(lively):
             replace(TINY, guidance_scale=scale)
 
 
+@pytest.mark.parametrize("batch", [2, 3])
+def test_a_window_is_rounded_alike_in_every_row_of_a_batch(lively, batch):
+    """With the shipped network's shapes: small matrix products of a CPU round by place where they are left to."""
+    config = ModelConfig.preset("nasdm-colon-20x")
+    model, inputs = lively(config), window_inputs(config)
+    alike = [part[:1].repeat(batch, 1, 1, 1).contiguous(memory_format=torch.channels_last) for part in inputs.parts[:3]]
+    style = inputs.style[:1].repeat(batch, 1)
+    noise = torch.randn((1, 3, 32, 32), generator=torch.Generator().manual_seed(2)).repeat(batch, 1, 1, 1)
+    with torch.inference_mode():
+        predicted = model(noise, torch.full((batch,), 500.0), *alike, style)
+    assert all(torch.equal(row, predicted[0]) for row in predicted)
+
+
 def test_learned_guidance_is_told_by_the_present_plane_and_takes_one_call(lively, monkeypatch):
     model, inputs = lively(TINY), window_inputs(TINY)
     outside = paint(model, "dpm++2m", 2, inputs, guidance_scale=2.5)

@@ -43,6 +43,16 @@ def zeroed(module: Layer) -> Layer:
     return module
 
 
+def by_row(layers: nn.Module, vectors: Tensor) -> Tensor:
+    """Apply ``layers`` to (B, n), so that a row's result does not depend on its place in the batch.
+
+    On a CPU a matrix product in float32 may round the rows of a small matrix differently: of the stain style, for one.
+    """
+    if vectors.device.type == "cpu" and not torch.is_grad_enabled():
+        return torch.cat([layers(row) for row in vectors.split(1)])
+    return layers(vectors)
+
+
 def conv3x3(channels_in: int, channels_out: int) -> nn.Conv2d:
     """Same-size 3 x 3 convolution."""
     return nn.Conv2d(channels_in, channels_out, 3, padding=1)
@@ -281,9 +291,9 @@ class UNet(nn.Module):
             inputs += [context, known]
         if config.condition_in_encoder:
             inputs.append(planes)
-        emb = self.time_mlp(timestep_embedding(t, config.channels[0]).to(x.dtype))
+        emb = by_row(self.time_mlp, timestep_embedding(t, config.channels[0]).to(x.dtype))
         if self.style_mlp is not None and style is not None:
-            emb = emb + self.style_mlp(style.to(x.dtype))
+            emb = emb + by_row(self.style_mlp, style.to(x.dtype))
         emb = F.silu(emb)
         cache = self.spade_cache(planes) if cache is None else cache
         if isinstance(cache, fused.Cache):
