@@ -288,6 +288,7 @@ def test_each_sample_can_be_told_its_own_guidance():
     planes = torch.rand(3, 5, 4, 4)
     told = tell_guidance(planes, torch.tensor([1.0, 1.5, 2.0]))
     assert torch.equal(told[:, :-1], planes[:, :-1])
+    assert torch.equal(told[2], tell_guidance(planes, 2)[2]), "a whole number is a scale too"
     assert torch.equal(told[1], tell_guidance(planes, 1.5)[1]) and torch.equal(told[0], planes[0])
     assert not tell_guidance(torch.zeros(1, 5, 4, 4), 1.5).any(), "the null condition stays"
 

@@ -176,6 +176,12 @@ def test_a_painter_learns_to_guide_itself(data, painter, tmp_path):
     assert trainer.losses(trainer.model, batch)[0].mean().item() < 0.7 * before
 
 
+@pytest.mark.parametrize("scales", [(1.5,), (2.0, 1.0)])
+def test_scales_to_learn_that_are_no_range_are_refused(data, painter, tmp_path, scales):
+    with pytest.raises(SettingsError, match=r"distill\.guided_scales .* must be the lowest and the highest scale"):
+        guidance_trainer(data, painter, tmp_path, guided_scales=scales)
+
+
 def test_a_painter_that_guides_itself_is_written(data, painter, tmp_path):
     distill = DistillSettings(guidance_scale=1.5, guided_scales=(1.0, 3.0))
     quietly(replace(SHORT, task="guidance", initial_model=painter, distill=distill), data, tmp_path)

@@ -80,7 +80,7 @@ def tell_guidance(planes: Tensor, guidance_scale: float | Tensor) -> Tensor:
     """
     told = planes.clone()
     # A number stays one: a graph of the GPU's work can hold no copy from the host.
-    told[:, -1] *= guidance_scale if isinstance(guidance_scale, float) else guidance_scale.to(planes)[:, None, None]
+    told[:, -1] *= guidance_scale.to(planes)[:, None, None] if torch.is_tensor(guidance_scale) else guidance_scale
     return told
 
 

@@ -106,8 +106,11 @@ class GuidanceTrainer(StudentTrainer):
 
     def student(self, config: ModelConfig) -> ModelConfig:
         """The painter's own way to sample, with scales that take one call."""
-        lowest, highest = self.settings.distill.guided_scales
-        return replace(config, guidance_scale=self.guidance_scale, guided_scales=(lowest, highest))
+        scales = self.settings.distill.guided_scales
+        try:
+            return replace(config, guidance_scale=self.guidance_scale, guided_scales=scales)
+        except ValueError as error:
+            raise SettingsError(f"distill.{error}") from error
 
     def build(self, manifest: Manifest) -> Trainable:
         """Load student and teacher, and look up the timesteps that the painter samples at."""
