@@ -4,6 +4,7 @@
     python benchmarks/painting.py contrast --data data --run ddim:8:1 --run dpm++2m:8:1 --run unipc:8:1
     python benchmarks/painting.py droplets --data data --run 4 --run unipc:8:1
     python benchmarks/painting.py edges --data data --run 4 --run 4:1
+    python benchmarks/painting.py tones --data data
     python benchmarks/painting.py spots slide.svs
 
 A run is ``[SAMPLER:]STEPS[:GUIDANCE]``; what is left out is the model's.
@@ -15,6 +16,7 @@ square over 7 px of the Laplacian of green minus half of red and blue, whose lar
 
 from __future__ import annotations
 
+import copy
 from dataclasses import replace
 from pathlib import Path
 
@@ -27,6 +29,7 @@ from scipy import ndimage
 
 from wsigen.devices import choose_device
 from wsigen.evaluation.material import Material, PaintOptions, load_painter, paint_patches, real_patches
+from wsigen.evaluation.stain import CHANNELS
 from wsigen.models.nasdm import NasdmModel
 from wsigen.models.registry import DEFAULT_MODEL
 from wsigen.models.stain import TISSUE_MIN_OD, optical_density
@@ -160,6 +163,64 @@ def across(images: np.ndarray) -> np.ndarray:
         steps = np.abs(np.diff(turned[:, middle], axis=2)).mean((0, 1, 3))
         found += (steps[: half - 1] + steps[::-1][: half - 1]) / 4
     return found
+
+
+@main.command()
+@click.option("--data", type=click.Path(path_type=Path), required=True)
+@click.option("--sources", default=24, show_default=True, help="Source images of the training side.")
+@click.option("--style", "styles", multiple=True, help="[default: the model's]")
+@click.option("--run", "runs", multiple=True, metavar="RUN", default=("4",), show_default=True)
+@click.option("-o", "--out", type=click.Path(path_type=Path), help="A picture of the windows.")
+@click.pass_obj
+def tones(
+    work: tuple, data: Path, sources: int, styles: tuple[str, ...], runs: tuple[str, ...], out: Path | None
+) -> None:
+    """How far what a mask shows decides the colour, where the style should: windows of many sources in one style.
+
+    The window with most tissue between nuclei of each source image is painted in one style. *Follows* is the slope of
+    the tone, the mean optical density between nuclei, over that of the source itself: 0 where the style alone
+    decides, 1 where each mask is painted in the colours of the slide that it comes from.
+    """
+    model, choice = work
+    config = model.config
+    material = real_patches(data, "train", config.window, 1 << 30, torch.device(choice.device), machine=True)
+    patches = material.patches
+    between = np.array([tissue_between(*pair).mean() for pair in zip(patches.images, patches.classes)])
+    groups = np.array(patches.groups)
+    best = [rows[between[rows].argmax()] for rows in (np.flatnonzero(groups == name) for name in np.unique(groups))]
+    which = np.sort(np.array(sorted(best, key=lambda row: -between[row])[:sources]))
+    own = tone(patches.images[which], patches.classes[which])
+    header = " | ".join(f"deviation, {name} | follows, {name}" for name in CHANNELS)
+    click.echo(f"{len(which)} windows\n| style | run | {header} |\n|{' --- |' * 8}")
+    rows = [patches.images[which]]
+    click.echo(tone_row("real", "", own, own))
+    for style in map(config.style, styles or (config.default_style,)):
+        bank = copy.copy(material.bank)
+        bank.groups, bank.styles = [style.name], [style]
+        crops = replace(material.crops, group=torch.zeros_like(material.crops.group))
+        told = replace(material, crops=crops, bank=bank)
+        for run in runs:
+            rows.append(paint_patches(model, told, options_of(run), choice, which))
+            click.echo(tone_row(style.name, run, tone(rows[-1], patches.classes[which]), own))
+    if out:
+        Image.fromarray(np.vstack([np.hstack(list(row[:, ::2, ::2])) for row in rows])).save(out)
+
+
+def tissue_between(image: np.ndarray, classes: np.ndarray) -> np.ndarray:
+    """Where (H, W, 3) uint8 shows tissue that is no nucleus: (H, W) bool."""
+    return (classes == 0) & (optical_density(image).mean(-1) > TISSUE_MIN_OD)
+
+
+def tone(images: np.ndarray, classes: np.ndarray) -> np.ndarray:
+    """Mean optical density between nuclei of each window: (N, 3)."""
+    return np.stack([optical_density(i)[tissue_between(i, c)].mean(0) for i, c in zip(images, classes)])
+
+
+def tone_row(style: str, run: str, found: np.ndarray, own: np.ndarray) -> str:
+    """Deviation of tones ``found`` (N, 3) over windows and their slope over their sources' ``own``, by channel."""
+    slopes = [np.polyfit(own[:, channel], found[:, channel], 1)[0] for channel in range(3)]
+    parts = " | ".join(f"{d:.3f} | {s:.2f}" for d, s in zip(found.std(0), slopes))
+    return f"| {style} | {run} | {parts} |"
 
 
 @main.command()

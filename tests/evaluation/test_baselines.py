@@ -95,3 +95,11 @@ def test_a_study_of_seams_is_written(mask, painter, tmp_path):
     assert (out / "multidiffusion.png").is_file()
     result = CliRunner().invoke(main, [*command, "--size", "100", "--overwrite"])
     assert result.exit_code == 2 and "give 128 px or more" in result.output
+    result = CliRunner().invoke(main, [*command, "--overlap", "9", "--overwrite"])
+    assert result.exit_code == 2 and "--overlap 9: must be a multiple of 8" in result.output
+    chosen = ("--method", "context, blended", "--overlap", "24", "--overwrite")
+    result = CliRunner().invoke(main, [*command, *chosen])
+    assert result.exit_code == 0, result.output
+    found = json.loads((out / "report.json").read_text())
+    assert [row["method"] for row in found["seams"]["rows"]] == ["context, blended"]
+    assert found["command"]["overlap"] == 24

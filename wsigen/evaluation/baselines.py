@@ -14,7 +14,7 @@ same grid. Pixels are compared as they are stored: uint8, without JPEG.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -220,26 +220,32 @@ def study_seams(
     model: str,
     *,
     size: int = 2048,
+    overlap: int | None = None,
+    methods: Sequence[str] = METHODS,
     steps: int | None = None,
     seed: int = 0,
     device: str = "auto",
     overwrite: bool = False,
     progress: Progress = lambda what, done, total: None,
 ) -> Report:
-    """Paint by every method, measure the seams, and write the report with pictures of the same place."""
+    """Paint by each of ``methods``, measure the seams, and write the report with pictures of the same place.
+
+    ``overlap`` is that of windows in px; None takes the model's.
+    """
     choice = choose_device(device)
     painter = load_painter(model, choice)
     config = painter.config
-    window, overlap = config.window, config.overlap
+    window, overlap = config.window, config.overlap if overlap is None else overlap
     if size < 2 * window:
         raise SettingsError(f"--size {size}: give {2 * window} px or more, two windows of model {config.name}")
+    WindowGrid(size, size, window, overlap)  # refuses overlaps that are none
     with SlideMask.open(mask, len(config.classes)) as opened:
         area = read_area(opened, painter, size, window, overlap, torch.device(choice.device))
     command = {"mask": mask.name, "model": config.name, "size": area.size, "window": window, "overlap": overlap}
     report = Report(out, "Ways to paint an area larger than a window", command, overwrite)
     work = AreaPainter(painter, area, window, overlap, steps or config.num_inference_steps, seed)
     rows, pictures = [], []
-    for number, method in enumerate(METHODS):
+    for number, method in enumerate(methods):
         pixels = work.paint(method)
         scores = seam_scores(_reader(pixels), pixels.shape[1], pixels.shape[0], window, overlap)
         row: dict[str, object] = {"method": method, "network calls": work.calls}
@@ -252,7 +258,7 @@ def study_seams(
         corner = max(0, min(window - overlap, len(pixels) - window))
         part = pixels[corner : corner + window, corner : corner + window]
         pictures.append(report.picture(method.lower().replace(", ", "-"), part))
-        progress("methods", number + 1, len(METHODS))
+        progress("methods", number + 1, len(methods))
     says = (
         "1 is no seam for ratios, 0.5 for the AUC. A Laplacian ratio below 1 is blur at borders; for MultiDiffusion, "
         "which has its own windows, look at the pictures. They show where four windows meet."

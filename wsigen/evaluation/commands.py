@@ -229,17 +229,26 @@ def study_segmentation(recipe: Path, steps: int | None, overrides: tuple[str, ..
 @click.option("-o", "--out", required=True, type=PATH, help="Report folder to write.")
 @click.option("--model", default="", help="Painter. [default: the shipped one]")
 @click.option("--size", type=click.IntRange(64), default=2048, show_default=True, help="Side of the area, px.")
+@click.option("--overlap", type=int, help="Pixels that neighbouring windows share. [default: the model's]")
+@click.option(
+    "--method",
+    "methods",
+    type=click.Choice(["context, blended", "context, cut", "independent", "feathered", "MultiDiffusion"]),
+    multiple=True,
+    help="[default: all]",
+)
 @click.option("--steps", type=click.IntRange(1, 1000), help="Denoising steps. [default: the model's]")
 @click.option("--seed", type=int, default=0, show_default=True)
 @click.option("--device", type=DEVICES, default="auto", show_default=True)
 @click.option("--overwrite", is_flag=True, help="Replace an existing report.")
-def study_seams(mask: Path, out: Path, model: str, **options: Any) -> None:
+def study_seams(mask: Path, out: Path, model: str, methods: tuple[str, ...], **options: Any) -> None:
     """Paint an area of MASK by windows with context, blended and cut, and in other ways; measure the seams of each."""
+    from wsigen.evaluation.baselines import METHODS
     from wsigen.evaluation.baselines import study_seams as run
     from wsigen.models.registry import DEFAULT_MODEL
 
     with _bars(f"{out} holds no table yet") as show:
-        report = run(mask, out, model or DEFAULT_MODEL, progress=show, **options)
+        report = run(mask, out, model or DEFAULT_MODEL, methods=methods or METHODS, progress=show, **options)
     _conclude(report)
 
 

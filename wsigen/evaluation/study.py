@@ -17,6 +17,7 @@ from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from functools import cache, partial
+from multiprocessing.queues import SimpleQueue
 from pathlib import Path
 from typing import Any
 
@@ -119,18 +120,39 @@ def _side_by_side(jobs: int) -> Iterator[Callable[..., Callable[[], Any]]]:
     """Give a function that starts a call, in one of ``jobs`` processes if they are several, and returns its result's.
 
     A small network leaves most of a GPU idle, so several trained side by side cost little more than one. Each takes as
-    many threads for an operation as this process, so that a score does not depend on ``jobs``.
+    many threads for an operation as this process, so that a score does not depend on ``jobs``; GPUs, where there are
+    several, are taken in turn.
     """
     if jobs == 1:
         yield partial
         return
-    spawn, threads = multiprocessing.get_context("spawn"), torch.get_num_threads()
-    with ProcessPoolExecutor(jobs, spawn, torch.set_num_threads, (threads,)) as pool:
+    spawn = multiprocessing.get_context("spawn")
+    gpus = spawn.SimpleQueue()
+    for gpu in gpus_in_turn(jobs):
+        gpus.put(gpu)
+    with ProcessPoolExecutor(jobs, spawn, _settle, (torch.get_num_threads(), gpus)) as pool:
         try:
             yield lambda function, *arguments: pool.submit(function, *arguments).result
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
+
+
+def gpus_in_turn(jobs: int) -> list[str]:
+    """What CUDA_VISIBLE_DEVICES is to say to each of ``jobs`` processes; nothing to change without a GPU."""
+    named = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
+    names = named or [str(number) for number in range(torch.cuda.device_count())]
+    return [names[number % len(names)] for number in range(jobs)] if names else []
+
+
+def _settle(threads: int, gpus: SimpleQueue[str]) -> None:
+    """Make a process ready for training before it has opened a GPU: it sees its own alone, as number 0.
+
+    So what one has compiled serves all.
+    """
+    torch.set_num_threads(threads)
+    if not gpus.empty():
+        os.environ["CUDA_VISIBLE_DEVICES"] = gpus.get()
 
 
 def write_folder(folder: Path, real: Path, material: Material, images: np.ndarray, with_real: bool) -> Manifest:
