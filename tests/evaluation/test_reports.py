@@ -15,7 +15,6 @@ from wsigen.cli import main
 from wsigen.errors import SettingsError
 from wsigen.evaluation.material import jpeg_history, real_patches
 from wsigen.evaluation.report import Report, Section, table
-from wsigen.evaluation.study import gpus_in_turn
 from wsigen.masks.slide_mask import write_slide_mask
 from wsigen.masks.window import MaskWindow
 from wsigen.models.config import ModelConfig
@@ -261,14 +260,6 @@ def test_a_study_compares_arms_and_resumes(data, painter, tmp_path):
     names = [entry["name"] for entry in json.loads((out / "data/painted/manifest.json").read_text())["images"]]
     assert sum(name.startswith("painted_") for name in names) == 6
     assert all(name.startswith("painted_") or name[-1] in "efg" for name in names)
-
-
-def test_networks_trained_side_by_side_take_gpus_in_turn(monkeypatch):
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,GPU-5")
-    assert gpus_in_turn(5) == ["2", "GPU-5", "2", "GPU-5", "2"]
-    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
-    count = torch.cuda.device_count()
-    assert gpus_in_turn(3) == [str(number % count) for number in range(3 if count else 0)]
 
 
 def test_a_fitted_solver_is_the_painters_from_then_on(data, painter, tmp_path):

@@ -8,16 +8,13 @@ side; in one arm masks with rare classes are drawn more often.
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
-from contextlib import contextmanager
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
 from functools import cache, partial
-from multiprocessing.queues import SimpleQueue
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +28,7 @@ from wsigen.evaluation.fidelity import find_nuclei, score
 from wsigen.evaluation.material import Material, PaintOptions, load_painter, paint_patches, real_patches
 from wsigen.evaluation.networks import SegmentationNetwork
 from wsigen.evaluation.report import Report, Section
+from wsigen.side_by_side import side_by_side
 from wsigen.training import manifest as folder_format
 from wsigen.training.loop import train
 from wsigen.training.manifest import Manifest, TrainingImage
@@ -39,6 +37,7 @@ from wsigen.training.settings import TrainSettings
 ARMS = ("real", "painted", "both", "both, rare classes more often")
 EVEN = (0.0,) * 6  # every mask as often, some several times, each time with other noise
 RARE = (20.0, 0.0, 0.0, 2.0, 20.0, 0.0)  # neutrophils, plasma cells and eosinophils
+SCORES = "scores.json"  # of a run that is trained and tested
 Progress = Callable[[str, int, int], None]
 
 
@@ -84,14 +83,15 @@ def study_segmentation(study: Study, progress: Progress = lambda what, done, tot
         material, images = _paint(study, rare, partial(progress, f"painted for {' and '.join(map(repr, arms))}"))
         for arm in missing:
             write_folder(folders[arm], study.data, material, images, with_real=arm != "painted")
-    with _side_by_side(study.jobs) as submit:
-        if study.jobs > 1 and study.compiles and not _finished(runs):
+    todo = [
+        (folder, runs / f"{'real' if folder == study.data else folder.name}-{seed}", seed)
+        for seed in range(study.seeds)
+        for folder in folders.values()
+    ]
+    with side_by_side(study.jobs) as submit:
+        if study.jobs > 1 and study.compiles and not all((run / SCORES).is_file() for _, run, _ in todo):
             submit(_compile, study)()
-        waiting = [
-            submit(_scores, study, folder, runs / f"{'real' if folder == study.data else folder.name}-{seed}", seed)
-            for seed in range(study.seeds)
-            for folder in folders.values()
-        ]
+        waiting = [submit(_scores, study, *each) for each in todo]
         results: dict[str, list[list[dict[str, Any]]]] = {arm: [] for arm in ARMS}
         for number, scores in enumerate(waiting):
             results[ARMS[number % len(ARMS)]].append(scores())
@@ -113,46 +113,6 @@ def _paint(study: Study, rare: tuple[float, ...], progress: Callable[[int, int],
         progress(done, study.painted)
 
     return material, paint_patches(load_painter(study.model, choice), material, study.paint, choice, tick=tick)
-
-
-@contextmanager
-def _side_by_side(jobs: int) -> Iterator[Callable[..., Callable[[], Any]]]:
-    """Give a function that starts a call, in one of ``jobs`` processes if they are several, and returns its result's.
-
-    A small network leaves most of a GPU idle, so several trained side by side cost little more than one. Each takes as
-    many threads for an operation as this process, so that a score does not depend on ``jobs``; GPUs, where there are
-    several, are taken in turn.
-    """
-    if jobs == 1:
-        yield partial
-        return
-    spawn = multiprocessing.get_context("spawn")
-    gpus = spawn.SimpleQueue()
-    for gpu in gpus_in_turn(jobs):
-        gpus.put(gpu)
-    with ProcessPoolExecutor(jobs, spawn, _settle, (torch.get_num_threads(), gpus)) as pool:
-        try:
-            yield lambda function, *arguments: pool.submit(function, *arguments).result
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
-
-
-def gpus_in_turn(jobs: int) -> list[str]:
-    """What CUDA_VISIBLE_DEVICES is to say to each of ``jobs`` processes; nothing to change without a GPU."""
-    named = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
-    names = named or [str(number) for number in range(torch.cuda.device_count())]
-    return [names[number % len(names)] for number in range(jobs)] if names else []
-
-
-def _settle(threads: int, gpus: SimpleQueue[str]) -> None:
-    """Make a process ready for training before it has opened a GPU: it sees its own alone, as number 0.
-
-    So what one has compiled serves all.
-    """
-    torch.set_num_threads(threads)
-    if not gpus.empty():
-        os.environ["CUDA_VISIBLE_DEVICES"] = gpus.get()
 
 
 def write_folder(folder: Path, real: Path, material: Material, images: np.ndarray, with_real: bool) -> Manifest:
@@ -204,11 +164,6 @@ def _link(source: Path, target: Path) -> None:
         shutil.copyfile(source, target)
 
 
-def _finished(runs: Path) -> bool:
-    """Whether any network is trained already, and so was compiled."""
-    return any(runs.glob("*/scores.json"))
-
-
 def _compile(study: Study) -> None:
     """Take each kind of step once: networks that start side by side find them compiled in torch's cache on the disk.
 
@@ -228,7 +183,7 @@ def _compile(study: Study) -> None:
 
 def _scores(study: Study, folder: Path, run: Path, seed: int) -> list[dict[str, Any]]:
     """Train one network and test it; read what an earlier call wrote."""
-    stored = run / "scores.json"
+    stored = run / SCORES
     if stored.is_file():
         return json.loads(stored.read_text(encoding="utf-8"))
     device = torch.device(choose_device(study.device).device)

@@ -20,7 +20,7 @@ import dask
 import torch
 from distributed import Client, Nanny, Scheduler, SpecCluster, Worker, WorkerPlugin, get_worker
 
-from wsigen.devices import DeviceChoice, choose_device
+from wsigen.devices import DeviceChoice, choose_device, visible_gpus
 from wsigen.errors import ClusterError, SettingsError, WsigenError
 from wsigen.tiling.batches import Crew
 from wsigen.tiling.plan import Task
@@ -319,9 +319,3 @@ def local_cluster(device: str, workers: int, threads: int) -> Iterator[SpecClust
         SpecCluster(workers=nannies, scheduler=scheduler, silence_logs=logging.CRITICAL) as cluster,
     ):
         yield cluster
-
-
-def visible_gpus() -> list[str]:
-    """Names that CUDA_VISIBLE_DEVICES takes for the GPUs that this process may use."""
-    chosen = os.environ.get("CUDA_VISIBLE_DEVICES")
-    return [name for name in chosen.split(",") if name] if chosen else list(map(str, range(torch.cuda.device_count())))
