@@ -13,6 +13,7 @@ import tempfile
 import threading
 import time
 from concurrent.futures import Future, ThreadPoolExecutor, wait
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ import torch
 
 from wsigen.models.config import ModelConfig
 from wsigen.models.registry import DEFAULT_MODEL, find_model
-from wsigen.tiling.batches import Batcher, Crew
+from wsigen.tiling.batches import LARGEST_LOAD, Batcher, Crew, Load
 from wsigen.tiling.canvas import Canvas
 from wsigen.tiling.cluster import tasks_at_once
 from wsigen.tiling.engine import Engine, Run, plan_blocks
@@ -89,13 +90,15 @@ class SleepingPainters:
         """All is well."""
 
     def _run(self, windows: int) -> TaskResult:
-        wait(self._batcher.submit([self._load] * windows))  # type: ignore[list-item]  # windows of nothing
+        sizes = [min(LARGEST_LOAD, windows - first) for first in range(0, windows, LARGEST_LOAD)]
+        loads = [Load(partial(self._load, size), size) for size in sizes]
+        wait(self._batcher.submit(loads))
         time.sleep(WRITE_S)
         return TaskResult(windows)
 
-    def _load(self) -> object:
-        time.sleep(self._load_s)
-        return object()
+    def _load(self, count: int) -> list[Any]:
+        time.sleep(self._load_s * count)
+        return [object()] * count  # windows of nothing
 
 
 @click.command()

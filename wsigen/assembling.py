@@ -195,4 +195,4 @@ class _GrowingPicture:
     def _add(self, task: Task) -> None:
         for chunk in task.chunks:
             for (x, y), pixels in self.canvas.painted_windows(chunk, self.region):
-                self._preview.add(x, y, pixels)
+                self._preview.sketch(x, y, pixels)

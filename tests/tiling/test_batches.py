@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from wsigen.tiling.batches import Batcher, Crew
+from wsigen.tiling.batches import LARGEST_LOAD, Batcher, Crew, Load
 from wsigen.tiling.painter import Launched, Prepared
 
 
@@ -43,7 +43,7 @@ def painter():
 def submit(painter):
     crew = Crew(lanes=1, loaders=1)
     batcher = Batcher(painter, crew, threading.Event())
-    yield lambda *numbers: batcher.submit([lambda n=n: n for n in numbers])
+    yield lambda *numbers: batcher.submit([Load(lambda n=n: [n], 1) for n in numbers])
     painter.go.set()
     crew.close()
 
@@ -79,7 +79,7 @@ def test_after_an_error_the_rest_is_painted(painter, submit):
 def test_without_a_crew_nothing_waits_for_ever(painter):
     crew = Crew(lanes=1, loaders=1)
     batcher = Batcher(painter, crew, threading.Event())
-    futures = batcher.submit([lambda n=n: n for n in range(6)])
+    futures = batcher.submit([Load(lambda n=n: [n], 1) for n in range(6)])
     assert painter.begun.wait(10)
     crew.loaders.shutdown()
     painter.go.set()
@@ -87,4 +87,45 @@ def test_without_a_crew_nothing_waits_for_ever(painter):
     for future in futures[4:]:
         with pytest.raises(InterruptedError):
             future.result(10)
+    crew.close()
+
+
+@pytest.fixture
+def read(painter):
+    """Submit loads of several numbers, None for what needs no model; many more than there is room for at a time."""
+    crew = Crew(lanes=1, loaders=4)
+    batcher = Batcher(painter, crew, threading.Event())
+    painter.go.set()
+    yield lambda *loads: batcher.submit([Load(lambda found=found: found, len(found)) for found in loads])
+    crew.close()
+
+
+def test_one_load_may_fill_several_batches_and_hold_windows_that_need_no_model(painter, read):
+    futures = read([0, None, 1, 2, 3, 4, None, 5])
+    assert [None if future.result(10) is None else int(future.result()[0]) for future in futures] == [
+        *(0, None, 1, 2, 3),
+        *(4, None, 5),
+    ]
+    assert painter.batches == [(0, 1, 2, 3), (4, 5)]
+
+
+def test_loads_for_which_there_is_no_room_wait_their_turn(painter, read):
+    numbers = list(range(100, 100 + 20 * LARGEST_LOAD))
+    futures = read(*(numbers[start : start + LARGEST_LOAD] for start in range(0, len(numbers), LARGEST_LOAD)))
+    assert numbers_of(futures) == numbers
+    assert {len(batch) for batch in painter.batches} == {4}
+
+
+def test_what_goes_wrong_while_reading_is_the_error_of_all_windows_of_the_load(painter):
+    def fail():
+        raise OSError("unplugged")
+
+    crew = Crew(lanes=1, loaders=1)
+    batcher = Batcher(painter, crew, threading.Event())
+    painter.go.set()
+    futures = batcher.submit([Load(fail, 3), Load(lambda: [1, 2], 2)])
+    for future in futures[:3]:
+        with pytest.raises(OSError, match="unplugged"):
+            future.result(10)
+    assert numbers_of(futures[3:]) == [1, 2]
     crew.close()

@@ -54,6 +54,11 @@ class Surroundings:
         """What a batch stacks."""
         return self.classes, self.labels, self.tissue
 
+    def part(self, x: int, y: int, w: int, h: int) -> Surroundings:
+        """Those of the (h, w) part at (x, y), counted from the window's corner: views."""
+        place = slice(y, y + h + 2 * HALO), slice(x, x + w + 2 * HALO)
+        return Surroundings(self.classes[place], self.labels[place], self.tissue[place])
+
     def is_glass(self, part: tuple[slice, slice]) -> bool:
         """Whether all of a part of the window, (rows, columns), is more than 8 px inside glass."""
         rows, columns = (range(*span.indices(size - 2 * HALO)) for span, size in zip(part, self.classes.shape))

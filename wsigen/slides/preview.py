@@ -15,6 +15,7 @@ from wsigen.errors import SlideError
 from wsigen.slides.replacing import replacing
 
 LIGHT_GREY = (236, 236, 238)
+SKETCHED = 4  # samples along each axis of a preview pixel, where that is enough
 
 
 class Preview:
@@ -64,6 +65,20 @@ class Preview:
             self._sums[at] += sums
             self._counts[at] += counts
 
+    def sketch(self, x: int, y: int, rgb: np.ndarray) -> None:
+        """Show painted pixels by a few samples of them, as `add` takes them: not exact, and many times cheaper.
+
+        Each preview pixel is shown with the region that holds its first level-0 pixel.
+        """
+        (top, rows), (left, columns) = self._samples(y, rgb.shape[0]), self._samples(x, rgb.shape[1])
+        per = min(SKETCHED, self.scale)
+        height, width = len(rows) // per, len(columns) // per
+        picked = rgb[rows[:, None], columns].reshape(height, per, width, per, 3)
+        at = slice(top, top + height), slice(left, left + width)
+        with self._lock:
+            self._sums[at] = picked.sum((1, 3), dtype=np.uint64)
+            self._counts[at] = per * per
+
     def image(self) -> np.ndarray:
         """(height, width, 3) uint8: means rounded to nearest, the background where nothing is painted."""
         with self._lock:
@@ -79,6 +94,14 @@ class Preview:
                 image.pngsave(str(partial))
             except pyvips.Error as error:
                 raise SlideError(f"{path}: could not be written; is the disk full?") from error
+
+    def _samples(self, origin: int, size: int) -> tuple[int, np.ndarray]:
+        """First preview pixel that begins in a region, along one axis, and the offsets of all samples there."""
+        first, last = -(-origin // self.scale), -(-(origin + size) // self.scale)
+        per = min(SKETCHED, self.scale)
+        offsets = np.arange(per) * self.scale // per
+        places = np.arange(first, last)[:, None] * self.scale - origin + offsets
+        return first, places.clip(max=size - 1).ravel()
 
     def _starts(self, origin: int, size: int) -> np.ndarray:
         """Offsets into a region at `origin` where a preview pixel begins, the first one included."""

@@ -26,7 +26,8 @@ from wsigen.slides.row_stream import RowReader, checked_rows
 from wsigen.slides.tiled_tiff import TILE, TiledTiff, TileJpeg
 
 MAX_SIDE = 10_000_000
-READERS = 2  # panels that are read at a time, each of 40 MB or so
+READERS = (2, 4)  # panels that are read at a time, at least and at most, each of 40 MB or so
+CORES_PER_READER = 4  # the others encode
 PanelReader = Callable[[int, int, int, int], np.ndarray]
 Panels = Generator[tuple[int, int, np.ndarray], None, None]  # x, y, pixels
 
@@ -83,7 +84,9 @@ def write_svs_panels(
     if panel < CELL or panel % CELL:
         raise SlideError(f"panel {panel}: must be a multiple of {CELL}")
     check_settings(path, width, height, jpeg_quality)
-    panels = read_ahead(width, height, panel, read_panel, READERS)
+    least, most = READERS
+    readers = min(max(_cores() // CORES_PER_READER, least), most)
+    panels = read_ahead(width, height, panel, read_panel, readers)
     _write(path, width, height, _with_progress(panels, width, progress), metadata, jpeg_quality, overwrite)
 
 
@@ -100,7 +103,7 @@ def _write(
     check_settings(path, width, height, jpeg_quality)
     levels = level_sizes(width, height)
     with replacing(path, overwrite) as partial:
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        cores = _cores()
         file = TiledTiff(partial, levels, TileJpeg(jpeg_quality))
         pool = ThreadPoolExecutor(cores, "wsigen-encode")
         try:
@@ -117,6 +120,11 @@ def _write(
             panels.close()
             with suppress(OSError):  # a full disk was reported already
                 file.close()
+
+
+def _cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _row_panels(

@@ -9,17 +9,26 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 
 import numpy as np
 
 from wsigen.tiling.painter import Launched, Painter, Prepared, WindowJob
 
 AHEAD = 2  # batches on a GPU: one that runs and one that waits
-LEAST_ROOM = 32
+LARGEST_LOAD = 8  # windows
+LEAST_ROOM = 4 * LARGEST_LOAD
 Painted = tuple[np.ndarray, float]  # pixels (W, W, 3) uint8, and the window's share of the device's seconds
-Load = Callable[[], WindowJob | None]
+
+
+@dataclass(frozen=True)
+class Load:
+    """Up to LARGEST_LOAD windows that one call reads: for each of ``count`` a job, or None if it needs no model."""
+
+    read: Callable[[], Sequence[WindowJob | None]]
+    count: int
 
 
 class Crew:
@@ -50,41 +59,49 @@ class Batcher:
         # Windows that are read and not yet painted: two batches for each that can be under way. More would take memory
         # and gain nothing; fewer than a batch and the threads that read would wait for one that never fills.
         self._room = threading.Semaphore(max(2 * painter.batch_size * (crew.lanes + AHEAD), LEAST_ROOM))
+        self._door = threading.Lock()  # so that two loads do not each wait for room that the other has taken
         self._on_gpu = painter.device.type == "cuda"
         self._enough = 1 if self._on_gpu else crew.lanes  # batches under way that leave the device no rest
 
-    def submit(self, loads: list[Load]) -> list[Future[Painted | None]]:
-        """Load and paint windows; a load that answers None needs no model, and so does its future."""
-        futures: list[Future[Painted | None]] = [Future() for _ in loads]
+    def submit(self, loads: Sequence[Load]) -> list[Future[Painted | None]]:
+        """Load and paint windows, a future for each; one that needs no model answers None."""
+        groups: list[list[Future[Painted | None]]] = [[Future() for _ in range(load.count)] for load in loads]
         with self._lock:
-            self._loading += len(loads)
-        for load, future in zip(loads, futures, strict=True):
+            self._loading += sum(map(len, groups))
+        for load, futures in zip(loads, groups, strict=True):
             try:
-                self.crew.loaders.submit(self._load, load, future)
+                self.crew.loaders.submit(self._load, load, futures)
             except RuntimeError:  # the crew was sent home
-                self._dismiss([future])
-        return futures
+                self._dismiss(futures)
+        return [future for futures in groups for future in futures]
 
     def _dismiss(self, futures: list[Future]) -> None:
         for future in futures:
             future.set_exception(InterruptedError("painting was stopped"))
 
-    def _load(self, load: Load, future: Future) -> None:
-        job = None
-        self._room.acquire()
-        future.add_done_callback(lambda _: self._room.release())
+    def _load(self, load: Load, futures: list[Future]) -> None:
+        with self._door:
+            for _ in futures:
+                self._room.acquire()
+        for future in futures:
+            future.add_done_callback(lambda _: self._room.release())
+        found: list[tuple[WindowJob, Future]] = []
         try:
-            job = load()
-            if job is None:
-                future.set_result(None)
+            for job, future in zip(load.read(), futures, strict=True):
+                if job is None:
+                    future.set_result(None)
+                else:
+                    found.append((job, future))
         except BaseException as error:
-            future.set_exception(error)
+            found = []
+            for future in futures:
+                if not future.done():
+                    future.set_exception(error)
         with self._lock:
-            self._loading -= 1
-            if job is not None:
-                self._waiting.append((job, future))
-            batch = self._take()
-        if batch:
+            self._loading -= len(futures)
+            self._waiting.extend(found)
+            batches = list(iter(self._take, []))
+        for batch in batches:
             self._guarded([future for _, future in batch], self._prepare, batch)
 
     def _take(self) -> list[tuple[WindowJob, Future]]:

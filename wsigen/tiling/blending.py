@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 
 import numpy as np
 
@@ -70,14 +70,16 @@ class _Run:
     total: int
 
 
-def _runs(axis: Axis, start: int, length: int, ramps: Callable[[int, int, int], np.ndarray]) -> list[_Run]:
+@lru_cache(512)
+def _runs(axis: Axis, start: int, length: int, ramps: Callable[[int, int, int], np.ndarray]) -> tuple[_Run, ...]:
+    """Runs of a stretch of an axis: the same for all regions of a row, or of a column, of windows."""
     runs = []
     for windows, first, stop, into in axis.segments(start, start + length):
         within = tuple(slice(first - axis.held_start(i), stop - axis.held_start(i)) for i in windows)
         in_band, stage = len(windows) > 1, max(i % 2 for i in windows)
         weights, total = (ramps(axis.blend, into, stop - first), 2 * axis.blend) if in_band else (ONE, 1)
         runs.append(_Run(windows, stage, slice(first - start, stop - start), within, weights, total))
-    return runs
+    return tuple(runs)
 
 
 @cache

@@ -25,7 +25,7 @@ from wsigen.errors import ClusterError, SettingsError, WsigenError
 from wsigen.tiling.batches import Crew
 from wsigen.tiling.plan import Task
 from wsigen.tiling.spec import INTRA_OP_THREADS, environment
-from wsigen.tiling.studio import LOADERS, TaskResult, fixed_threads, lanes_for, new_crew
+from wsigen.tiling.studio import TaskResult, fixed_threads, lanes_for, loaders_for, new_crew
 from wsigen.tiling.workshop import Job, Workshop
 
 TASKS_PER_PROCESS = 3  # one reads, one paints, one writes
@@ -159,7 +159,7 @@ class WorkshopPlugin(WorkerPlugin):
         """Hire the threads; slides and models are opened when tasks name them."""
         torch.set_num_threads(INTRA_OP_THREADS)
         threads = worker.state.nthreads
-        crew = Crew(self.lanes or threads, self.loaders or max(LOADERS, threads))
+        crew = Crew(self.lanes or threads, self.loaders or loaders_for(threads))
         self.workshop = Workshop(crew, f"worker {worker.address}")
 
     def teardown(self, worker: Worker) -> None:
@@ -288,7 +288,7 @@ def tasks_at_once(device: str, lanes: int) -> int:
 
 def new_loaders(processes: int) -> int:
     """Threads of one of so many processes on this machine that read ahead."""
-    return max(LOADERS, (os.cpu_count() or 1) // processes)
+    return loaders_for((os.cpu_count() or 1) // processes)
 
 
 @contextmanager

@@ -7,6 +7,7 @@ counter; memory by asking after every operation which storages still live.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -29,6 +30,7 @@ class BatchCost:
     work_bytes: int
 
 
+@lru_cache(64)
 def batch_cost(config: ModelConfig, window: int, batch_size: int, steps: int, calls: int, dtype: str) -> BatchCost:
     """Cost of a batch of ``batch_size`` windows of ``window`` px in ``dtype``; each step makes ``calls`` calls."""
     kind = getattr(torch, dtype)

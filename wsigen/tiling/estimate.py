@@ -21,13 +21,13 @@ from wsigen.errors import SettingsError
 from wsigen.masks.conditions import HALO, Surroundings
 from wsigen.masks.slide_mask import CACHE_BYTES as MASK_CACHE_BYTES
 from wsigen.models.config import ModelConfig
-from wsigen.tiling.canvas import CACHE_BYTES, CanvasPanels
+from wsigen.tiling.canvas import CanvasPanels
 from wsigen.tiling.cluster import tasks_at_once
 from wsigen.tiling.cost import BatchCost, batch_cost
 from wsigen.tiling.grid import BlockGrid, Colour
 from wsigen.tiling.painter import WindowJob
 from wsigen.tiling.spec import PaintSpec
-from wsigen.tiling.studio import fixed_threads, lanes_for, load_model, make_painter
+from wsigen.tiling.studio import cache_bytes, fixed_threads, lanes_for, load_model, make_painter
 from wsigen.tiling.survey import windows_by_colour
 
 PROCESS_BYTES = 700 << 20  # Python, torch and the libraries of a process on a CPU
@@ -37,7 +37,7 @@ WORKSPACE = 1.25  # share that convolutions and the allocator's gaps add to what
 WINDOW_BYTES_PER_PIXEL = 14  # a loaded window: masks with what is around 7, context 3, known 1, pixels that come back 3
 CANVAS_SHARE = 0.9  # of a byte that zstd leaves of a painted one
 SLIDE_BYTES_PER_PIXEL = 0.8  # JPEG at quality 87 of textured tissue, all levels; 0.6 was measured at most
-ENCODER_PANELS = 8  # panels that are read, encoded or gathered at a time
+ENCODER_PANELS = 10  # panels that are read, encoded or gathered at a time
 
 
 @dataclass(frozen=True)
@@ -115,7 +115,7 @@ def _cost(spec: PaintSpec, config: ModelConfig) -> BatchCost:
 def _process_bytes(spec: PaintSpec, cost: BatchCost, layout: BlockGrid, lanes: int, on_gpu: bool) -> int:
     task = 2 * max(layout.b**2, spec.batch_size) * spec.window**2 * WINDOW_BYTES_PER_PIXEL
     chunk = 3 * layout.pixels**2 // 2
-    caches = CACHE_BYTES + MASK_CACHE_BYTES
+    caches = cache_bytes(spec.device) + MASK_CACHE_BYTES
     model = 0 if on_gpu else int(cost.weight_bytes + lanes * WORKSPACE * cost.work_bytes)
     base = CUDA_PROCESS_BYTES if on_gpu else PROCESS_BYTES
     return base + caches + model + tasks_at_once(spec.device, lanes) * (task + chunk)

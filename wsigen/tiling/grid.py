@@ -21,7 +21,7 @@ without knowing what others hold of that. Nothing is ever painted twice. With B 
 All of it is arithmetic on integers, one axis at a time; nothing here reads a file or knows about torch.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
@@ -86,6 +86,13 @@ class Rectangle(NamedTuple):
     y: int
     width: int
     height: int
+
+
+def bounding(rectangles: Sequence[Rectangle]) -> Rectangle:
+    """The smallest rectangle that holds all of some (one or more)."""
+    x, y = min(part.x for part in rectangles), min(part.y for part in rectangles)
+    right = max(part.x + part.width for part in rectangles)
+    return Rectangle(x, y, right - x, max(part.y + part.height for part in rectangles) - y)
 
 
 class Segment(NamedTuple):

@@ -24,7 +24,7 @@ from wsigen.tiling.blending import Mosaic
 from wsigen.tiling.grid import STAGES, Rectangle, Window, WindowGrid
 from wsigen.tiling.painter import WindowJob
 from wsigen.tiling.spec import PaintSpec
-from wsigen.tiling.studio import fixed_threads, load_model, load_window, make_painter, new_crew
+from wsigen.tiling.studio import fixed_threads, load_model, load_windows, make_painter, new_crew
 
 CACHE_BYTES = 512 << 20  # 2,600 windows of 256 px
 
@@ -172,7 +172,7 @@ class LivePainter:
 
     def _paint_claimed(self, claims: dict[Window, Future], have: Pixels, cancelled: Cancelled) -> None:
         try:
-            loads: list[Load] = [partial(self._load, window, have, cancelled) for window in claims]
+            loads = [Load(partial(self._load, window, have, cancelled), 1) for window in claims]
             for window, result in zip(claims, self._batcher.submit(loads), strict=True):
                 painted = result.result()
                 held = self._glass(window) if painted is None else painted[0][self.grid.held_within(window)].copy()
@@ -186,18 +186,16 @@ class LivePainter:
                     if not claim.done():
                         claim.set_exception(InterruptedError("painting was cancelled"))
 
-    def _load(self, window: Window, have: Pixels, cancelled: Cancelled) -> WindowJob | None:
+    def _load(self, window: Window, have: Pixels, cancelled: Cancelled) -> list[WindowJob | None]:
         if cancelled() or self._stopped.is_set():
             raise InterruptedError("painting was cancelled")
-        return load_window(
-            self._mask, self.grid, window, self._painter, self.spec.mpp, partial(self._context, have=have)
-        )
-
-    def _context(self, window: Window, have: Pixels) -> tuple[np.ndarray, np.ndarray]:
-        """What a window sees of its neighbours: pixels (W, W, 3), and which of them are known (W, W)."""
         near = {neighbour: have[neighbour] for neighbour in self.grid.dependencies(window)}
-        mosaic = self._mosaic(self.grid.extent(window), near, window.stage)
-        return mosaic.rgb, mosaic.known
+
+        def context(extent: Rectangle, stage: int) -> tuple[np.ndarray, np.ndarray]:
+            mosaic = self._mosaic(extent, near, stage)
+            return mosaic.rgb, mosaic.known
+
+        return load_windows(self._mask, self.grid, [window], self._painter, self.spec.mpp, context)
 
     def _mosaic(self, part: Rectangle, have: Pixels, stages_below: int = STAGES) -> Mosaic:
         """What is known of a part, with the windows that are at hand."""

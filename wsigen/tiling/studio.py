@@ -3,29 +3,32 @@
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, wait
 from contextlib import contextmanager
 from dataclasses import astuple, dataclass, fields
 from functools import partial
+from itertools import groupby
+from operator import attrgetter
 from pathlib import Path
 
 import numpy as np
 import torch
 
 from wsigen.errors import SettingsError, StoreError
-from wsigen.masks.conditions import read_surroundings
+from wsigen.masks.conditions import Surroundings, read_surroundings
 from wsigen.masks.slide_mask import MaskSource, SlideMask, resampled_to
-from wsigen.masks.synthesis.layout import Layout
+from wsigen.masks.synthesis.layout import Layout, LayoutWindow
 from wsigen.models.nasdm import NasdmModel
-from wsigen.tiling.batches import Batcher, Crew, Load
-from wsigen.tiling.canvas import Canvas
-from wsigen.tiling.grid import Window, WindowGrid
+from wsigen.tiling.batches import LARGEST_LOAD, Batcher, Crew, Load
+from wsigen.tiling.canvas import CACHE_BYTES, Canvas
+from wsigen.tiling.grid import Rectangle, Window, WindowGrid, bounding
 from wsigen.tiling.painter import Painter, WindowJob
 from wsigen.tiling.plan import Task
 from wsigen.tiling.spec import INTRA_OP_THREADS, PaintSpec
 
-LOADERS = 4  # threads of a process that read ahead of the model, at least
+LOADERS = (4, 8)  # threads of a process that read ahead of the model, at least and at most: Python runs one at a time
+GPU_CACHE_BYTES = 1 << 30  # decoded chunks: what two rows of blocks of 30,000 px hold, so that each is decoded once
 
 
 @dataclass(frozen=True)
@@ -62,7 +65,7 @@ class Studio:
     @classmethod
     def open(cls, spec: PaintSpec, canvas_path: str | Path, crew: Crew, model: NasdmModel | None = None) -> "Studio":
         """Open everything a spec names. Raises StoreError if the canvas is of another grid than mask and spec."""
-        canvas = Canvas.open(canvas_path)
+        canvas = Canvas.open(canvas_path, cache_bytes(spec.device))
         model = model or load_model(spec)
         source = _open_source(spec, model)
         mask = _at_scale(source, spec.mpp)
@@ -79,8 +82,8 @@ class Studio:
         """
         layout, reading = self.canvas.layout, _Clock()
         windows = [layout.windows(*chunk) for chunk in task.chunks]
-        loads: list[Load] = [partial(self._load, window, reading) for group in windows for window in group]
-        submitted = self._batcher.submit(loads)
+        parts = [part for group in windows for part in strips(group)]
+        submitted = self._batcher.submit([Load(partial(self._load, part, reading), len(part)) for part in parts])
         for future in submitted:
             future.add_done_callback(self._count)
         futures = iter(submitted)
@@ -118,12 +121,12 @@ class Studio:
         self.stop()
         self.source.close()
 
-    def _load(self, window: Window, clock: "_Clock") -> WindowJob | None:
-        """Read one window; None if all that it holds is clear glass."""
+    def _load(self, windows: Sequence[Window], clock: "_Clock") -> list[WindowJob | None]:
+        """Read windows; None for one of which all that it holds is clear glass."""
         if self._stopped.is_set():
             raise InterruptedError("painting was stopped")
         with clock:
-            return load_window(self.mask, self.canvas.grid, window, self.painter, self.mpp, self._context)
+            return load_windows(self.mask, self.canvas.grid, windows, self.painter, self.mpp, self._context)
 
     def _count(self, future: Future) -> None:
         if future.exception() is None:
@@ -131,9 +134,8 @@ class Studio:
                 self.glass += future.result() is None
                 self.painted += future.result() is not None
 
-    def _context(self, window: Window) -> tuple[np.ndarray, np.ndarray]:
-        extent = self.canvas.grid.extent(window)
-        return self.canvas.read_region(*extent, stages_below=window.stage, require=True)
+    def _context(self, region: Rectangle, stage: int) -> tuple[np.ndarray, np.ndarray]:
+        return self.canvas.read_region(*region, stages_below=stage, require=True)
 
 
 class _Clock:
@@ -152,20 +154,45 @@ class _Clock:
             self.seconds += time.perf_counter() - self._local.started
 
 
-def load_window(
+def strips(windows: Sequence[Window]) -> Iterator[Sequence[Window]]:
+    """Cut windows of one colour, sorted by row, into runs of a row that are worth one load."""
+    for _, row in groupby(windows, attrgetter("j")):
+        rest = list(row)
+        while rest:
+            yield rest[:LARGEST_LOAD]
+            rest = rest[LARGEST_LOAD:]
+
+
+def load_windows(
     mask: MaskSource | Layout,
     grid: WindowGrid,
-    window: Window,
+    windows: Sequence[Window],
     painter: Painter,
     mpp: float,
-    context_of: Callable[[Window], tuple[np.ndarray, np.ndarray]],
-) -> WindowJob | None:
-    """Read the mask (or layout) of a window, its context by ``context_of``; None if it holds clear glass alone."""
-    extent = grid.extent(window)
-    around = mask.read(*extent) if isinstance(mask, Layout) else read_surroundings(mask, *extent, mpp)
-    if not painter.needs_model(around, grid.held_within(window)):
-        return None
-    return WindowJob(extent.x, extent.y, around, *context_of(window))
+    context_of: Callable[[Rectangle, int], tuple[np.ndarray, np.ndarray]],
+) -> list[WindowJob | None]:
+    """Read windows of one row and stage; None for one that holds clear glass alone.
+
+    The mask is read once for all, and so are the pixels that are final before their stage, by ``context_of``: many
+    small reads cost more than a large one, most of all where many threads read.
+    """
+    extents = [grid.extent(window) for window in windows]
+    if isinstance(mask, Layout):
+        around: list[Surroundings | LayoutWindow] = [mask.read(*extent) for extent in extents]
+    else:
+        whole = bounding(extents)
+        surroundings = read_surroundings(mask, *whole, mpp)
+        around = [surroundings.part(extent.x - whole.x, extent.y - whole.y, *extent[2:]) for extent in extents]
+    needed = [painter.needs_model(part, grid.held_within(window)) for part, window in zip(around, windows, strict=True)]
+    if not any(needed):
+        return [None] * len(windows)
+    seen = bounding([extent for extent, needs in zip(extents, needed, strict=True) if needs])
+    pixels, known = context_of(seen, windows[0].stage)
+    jobs: list[WindowJob | None] = []
+    for part, (x, y, width, height), needs in zip(around, extents, needed, strict=True):
+        place = slice(y - seen.y, y - seen.y + height), slice(x - seen.x, x - seen.x + width)
+        jobs.append(WindowJob(x, y, part, pixels[place], known[place]) if needs else None)
+    return jobs
 
 
 def _open_source(spec: PaintSpec, model: NasdmModel) -> SlideMask | Layout:
@@ -208,7 +235,18 @@ def make_painter(spec: PaintSpec, model: NasdmModel, num_inference_steps: int | 
 
 def new_crew(device: str, lanes: int | None = None, processes: int = 1) -> Crew:
     """Threads for one of so many processes on this machine."""
-    return Crew(lanes or lanes_for(device, processes), max(LOADERS, available_cores() // processes))
+    return Crew(lanes or lanes_for(device, processes), loaders_for(available_cores() // processes))
+
+
+def loaders_for(cores: int) -> int:
+    """Threads that read for a process with so many cores."""
+    least, most = LOADERS
+    return min(max(cores, least), most)
+
+
+def cache_bytes(device: str) -> int:
+    """Memory that a process keeps for decoded chunks: more beside a GPU, which would wait for them."""
+    return CACHE_BYTES if torch.device(device).type == "cpu" else GPU_CACHE_BYTES
 
 
 def lanes_for(device: str, processes: int = 1) -> int:
