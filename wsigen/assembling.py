@@ -194,5 +194,6 @@ class _GrowingPicture:
 
     def _add(self, task: Task) -> None:
         for chunk in task.chunks:
-            for (x, y), pixels in self.canvas.painted_windows(chunk, self.region):
-                self._preview.sketch(x, y, pixels)
+            shown = self.canvas.painted_samples(chunk, self.region, self._preview.sampled_every)
+            if shown is not None:
+                self._preview.sketch(*shown)

@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 from click.testing import CliRunner
 
 from wsigen.cli import main
@@ -13,7 +14,7 @@ from wsigen.errors import SettingsError
 from wsigen.models.config import ModelConfig
 from wsigen.rendering import plan_render, render
 from wsigen.tiling.canvas import Canvas
-from wsigen.tiling.cost import batch_cost
+from wsigen.tiling.cost import _Peak, batch_cost
 from wsigen.tiling.estimate import refuse_what_does_not_fit
 
 
@@ -70,6 +71,20 @@ def test_costs_grow_with_what_they_depend_on():
     guided = batch_cost(config, 64, 2, 4, 2, "float32")
     assert guided.operations == 2 * base.operations and guided.work_bytes > base.work_bytes
     assert batch_cost(config, 64, 2, 8, 1, "bfloat16").work_bytes < base.work_bytes
+
+
+def test_working_out_a_cost_leaves_the_attention_of_a_slide_under_way_alone(monkeypatch):
+    seen = []
+
+    class Watched(_Peak):
+        def __torch_dispatch__(self, *arguments, **keywords):
+            seen.append((torch.backends.cuda.flash_sdp_enabled(), torch.backends.cuda.math_sdp_enabled()))
+            return super().__torch_dispatch__(*arguments, **keywords)
+
+    monkeypatch.setattr("wsigen.tiling.cost._Peak", Watched)
+    config = ModelConfig.preset("tiny")
+    assert batch_cost.__wrapped__(config, 64, 2, 4, 1, "float32") == batch_cost(config, 64, 2, 4, 1, "float32")
+    assert set(seen) == {(True, True)}, "what one thread chooses there is chosen for all"
 
 
 def test_guidance_that_was_learned_costs_nothing(tiny_model, demo_mask_path, tmp_path):

@@ -83,18 +83,21 @@ def test_a_stage_sees_only_earlier_stages(tmp_path, blend):
             assert known[y, x] == (last < stage)
 
 
-def test_painted_windows_show_each_pixel_once(tmp_path):
+@pytest.mark.parametrize("every", [1, 4])
+def test_painted_samples_show_each_pixel_once(tmp_path, every):
     canvas = Canvas.create(tmp_path / "c", BlockGrid(WindowGrid(300, 200, 64, 16, 6), 2), RUN)
     picture, seen = plane(canvas.layout), np.zeros((140, 250), int)
-    fill(canvas, picture)
     region = Rectangle(30, 20, 250, 140)
+    assert canvas.painted_samples((Block(0, 0), Colour(0, 0)), region, every) is None
+    fill(canvas, picture)
     for block in canvas.layout.blocks():
         for colour in COLOURS:
-            for (x, y), pixels in canvas.painted_windows((block, colour), region):
-                height, width = pixels.shape[:2]
-                seen[y : y + height, x : x + width] += 1
-                assert np.array_equal(pixels, picture[20 + y : 20 + y + height, 30 + x : 30 + x + width])
-    assert (seen == 1).all()
+            shown = canvas.painted_samples((block, colour), region, every)
+            assert (shown is None) == (not canvas.layout.windows(block, colour))
+            columns, rows, pixels = shown or (np.zeros(0, int), np.zeros(0, int), np.zeros((0, 0, 3), np.uint8))
+            seen[np.ix_(rows, columns)] += 1
+            assert np.array_equal(pixels, picture[np.ix_(20 + rows, 30 + columns)])
+    assert (seen[::every, ::every] == 1).all() and seen.sum() == seen[::every, ::every].size
 
 
 def test_blank_chunks_count_as_done(tmp_path):

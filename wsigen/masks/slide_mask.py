@@ -74,6 +74,10 @@ class MaskSource(ABC):
         """
         if x >= 0 and y >= 0 and x + w <= self.width and y + h <= self.height:
             return self._read_inside(x, y, w, h)
+        left, top, right, bottom = max(x, 0), max(y, 0), min(x + w, self.width), min(y + h, self.height)
+        beyond = (top - y, y + h - bottom), (left - x, x + w - right)
+        if max(beyond[0]) <= bottom - top and max(beyond[1]) <= right - left:  # what is reflected is read anyway
+            return self._read_inside(left, top, right - left, bottom - top).padded(*beyond)
         columns, rows = reflected(x, w, self.width), reflected(y, h, self.height)
         left, top = int(columns.min()), int(rows.min())
         inside = self._read_inside(left, top, int(columns.max()) - left + 1, int(rows.max()) - top + 1)
@@ -154,12 +158,18 @@ class MaskSource(ABC):
 class SlideMask(MaskSource):
     """A mask file, open for reading: a context manager, safe to read from several threads, picklable (by path).
 
-    Decoded segments are kept in a cache of `CACHE_BYTES`, or of one segment per plane where those are larger.
+    Decoded segments are kept in a cache of ``cache_bytes``, or of one segment per plane where those are larger.
     """
 
-    def __init__(self, path: str | os.PathLike[str], class_count: int = DEFAULT_CLASS_COUNT) -> None:
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        class_count: int = DEFAULT_CLASS_COUNT,
+        cache_bytes: int = CACHE_BYTES,
+    ) -> None:
         self.path = Path(path)
         self.class_count = class_count
+        self._cache_bytes = cache_bytes
         self._stream = open_stream(self.path)
         try:
             found = open_mask_file(self.path, self._stream)
@@ -171,13 +181,18 @@ class SlideMask(MaskSource):
         self.width, self.height = found.planes["class"].width, found.planes["class"].height
         self.mpp = found.mpp
         largest = sum(plane.segment_bytes for plane in found.planes.values())
-        self._cache = ArrayCache(max(CACHE_BYTES, largest))
+        self._cache = ArrayCache(max(cache_bytes, largest))
         self._read_lock = threading.Lock()
 
     @classmethod
-    def open(cls, path: str | os.PathLike[str], class_count: int = DEFAULT_CLASS_COUNT) -> SlideMask:
+    def open(
+        cls,
+        path: str | os.PathLike[str],
+        class_count: int = DEFAULT_CLASS_COUNT,
+        cache_bytes: int = CACHE_BYTES,
+    ) -> SlideMask:
         """Open a mask of classes 1..class_count; raises `MaskError` where it cannot be one."""
-        return cls(path, class_count)
+        return cls(path, class_count, cache_bytes)
 
     def close(self) -> None:
         """Close the file and let go of the cache."""
@@ -196,7 +211,7 @@ class SlideMask(MaskSource):
             stream.close()
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return (SlideMask, (str(self.path), self.class_count))
+        return (SlideMask, (str(self.path), self.class_count, self._cache_bytes))
 
     def _band_rows(self) -> int:
         """Whole rows of segments where they are not too tall, so that none is decoded twice."""

@@ -27,6 +27,14 @@ class MaskWindow:
         """Height and width."""
         return self.classes.shape[0], self.classes.shape[1]
 
+    def padded(self, rows: tuple[int, int], columns: tuple[int, int]) -> MaskWindow:
+        """The window with so many pixels more before and after its rows and columns, reflected; at most as many."""
+
+        def pad(plane: np.ndarray | None) -> np.ndarray | None:
+            return None if plane is None else np.pad(plane, (rows, columns), "symmetric")
+
+        return MaskWindow(np.pad(self.classes, (rows, columns), "symmetric"), pad(self.instances), pad(self.tissue))
+
     def take(self, rows: np.ndarray | slice, columns: np.ndarray | slice) -> MaskWindow:
         """The window made of these rows and columns; index arrays may repeat or reorder them."""
 

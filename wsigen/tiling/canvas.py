@@ -17,7 +17,7 @@ import math
 import os
 import shutil
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -25,17 +25,17 @@ from typing import Any
 import numpy as np
 import zarr
 from zarr.abc.store import Store
-from zarr.codecs import BytesCodec, Crc32cCodec, ZstdCodec
+from zarr.codecs import BytesCodec, ZstdCodec
 from zarr.storage import LocalStore, MemoryStore
 
 from wsigen.caching import ArrayCache
 from wsigen.errors import StoreError
 from wsigen.tiling.blending import Mosaic
-from wsigen.tiling.grid import COLOURS, STAGES, Block, BlockGrid, Colour, Rectangle, Window, WindowGrid
+from wsigen.tiling.grid import COLOURS, STAGES, Axis, Block, BlockGrid, Colour, Rectangle, Window, WindowGrid
 
 RUN_FILE = "run.json"
-FORMAT = "wsigen canvas 2"
-CACHE_BYTES = 128 << 20  # decoded chunks kept in memory; a task of default size touches about 90 MB of them
+FORMAT = "wsigen canvas 3"
+CACHE_BYTES = 128 << 20  # decoded chunks kept in memory, where nothing else is said
 PANEL_CACHE_BYTES = 128 << 20  # the chunks of a panel, and those that panels share
 PANEL_MULTIPLE = 512  # two tiles of 256 px, so that a panel holds whole tiles of levels 0 and 1
 LARGEST_PANEL = 8192
@@ -194,23 +194,23 @@ class Canvas:
                     mosaic.add(window, chunk[self.layout.within_chunk(window)])
         return mosaic.rgb, mosaic.known
 
-    def painted_windows(self, chunk: Chunk, region: Rectangle) -> Iterator[tuple[tuple[int, int], np.ndarray]]:
-        """What the windows of a chunk show of a region: ((x, y) within it, (h, w, 3) uint8); none if it is missing.
+    def painted_samples(
+        self, chunk: Chunk, region: Rectangle, every: int
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
+        """What the windows of a chunk show of every so many-th column and row of a region; None if it is missing.
 
-        Before all windows around are there: as if windows were cut where bands end. No pixel comes twice.
+        Columns (n,) and rows (m,), counted from the region's corner, and pixels (m, n, 3) uint8. Before all windows
+        around are there: as if windows were cut where bands end. No pixel comes from two chunks.
         """
-        pixels, cut = self._chunk(*chunk, require=False), replace(self.grid, blend=0)
-        for window in self.layout.windows(*chunk) if pixels is not None else ():
-            held, shown = self.grid.held(window), cut.held(window)
-            left, top = max(shown.x, region.x), max(shown.y, region.y)
-            right = min(shown.x + shown.width, region.x + region.width)
-            bottom = min(shown.y + shown.height, region.y + region.height)
-            if left < right and top < bottom and pixels is not None:
-                whole = pixels[self.layout.within_chunk(window)]
-                yield (
-                    (left - region.x, top - region.y),
-                    whole[top - held.y : bottom - held.y, left - held.x : right - held.x],
-                )
+        pixels = self._chunk(*chunk, require=False)
+        if pixels is None:
+            return None
+        (block, colour), cut = chunk, replace(self.grid, blend=0)
+        width, height = self.layout.chunk_size(colour)
+        columns, left = _sampled(self.grid.x_axis, cut.x_axis, block.p, colour.x, self.layout.b, width, region.x, every)
+        rows, top = _sampled(self.grid.y_axis, cut.y_axis, block.q, colour.y, self.layout.b, height, region.y, every)
+        here, there = columns < region.width, rows < region.height
+        return columns[here], rows[there], pixels[top[there][:, None], left[here]]
 
     def _by_chunk(self, windows: Iterable[Window]) -> Mapping[Chunk, list[Window]]:
         """Windows by the chunk that they are stored in."""
@@ -280,9 +280,26 @@ def _new_array(store: Store, shape: tuple[int, int, int], chunk: tuple[int, int,
         dtype="uint8",
         fill_value=0,
         serializer=BytesCodec(),
-        compressors=[ZstdCodec(level=1), Crc32cCodec()],
+        compressors=[ZstdCodec(level=1, checksum=True)],  # verified without holding up other threads
         dimension_names=("y", "x", "rgb"),
     )
+
+
+def _sampled(
+    axis: Axis, cut: Axis, block: int, parity: int, b: int, size: int, origin: int, every: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Along an axis: samples from ``origin`` on that the windows of a chunk show, and where they lie in the chunk."""
+    length = size // b
+    samples, places = [], []
+    for number, i in enumerate(range(2 * b * block + parity, min(2 * b * (block + 1), axis.count), 2)):
+        start = max(cut.held_start(i), origin)
+        first = -(-(start - origin) // every) * every
+        found = np.arange(first, cut.held_start(i) + cut.held_length(parity) - origin, every)
+        samples.append(found)
+        places.append(found + origin - axis.held_start(i) + number * length)
+    if not samples:
+        return np.zeros(0, np.int64), np.zeros(0, np.int64)
+    return np.concatenate(samples), np.concatenate(places)
 
 
 class CanvasPanels:

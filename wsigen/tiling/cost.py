@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 from torch.multiprocessing.reductions import StorageWeakRef
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
@@ -42,7 +41,9 @@ def batch_cost(config: ModelConfig, window: int, batch_size: int, steps: int, ca
         style = torch.empty(batch_size, 6, dtype=kind)
         # What the solver holds in float32: x, x0, the x0 before, noise, context.
         solver = 5 * batch_size * 3 * window**2 * 4
-        with sdpa_kernel(SDPBackend.MATH), _Peak() as peak:
+        # On this device attention is plain products whatever is chosen. Nothing may be chosen here for the process:
+        # another slide may be under way.
+        with _Peak() as peak:
             with FlopCounterMode(display=False) as maps:
                 cache = model.spade_cache(planes)
             with FlopCounterMode(display=False) as step:

@@ -19,7 +19,6 @@ import torch
 
 from wsigen.errors import SettingsError
 from wsigen.masks.conditions import HALO, Surroundings
-from wsigen.masks.slide_mask import CACHE_BYTES as MASK_CACHE_BYTES
 from wsigen.models.config import ModelConfig
 from wsigen.tiling.canvas import CanvasPanels
 from wsigen.tiling.cluster import tasks_at_once
@@ -115,7 +114,7 @@ def _cost(spec: PaintSpec, config: ModelConfig) -> BatchCost:
 def _process_bytes(spec: PaintSpec, cost: BatchCost, layout: BlockGrid, lanes: int, on_gpu: bool) -> int:
     task = 2 * max(layout.b**2, spec.batch_size) * spec.window**2 * WINDOW_BYTES_PER_PIXEL
     chunk = 3 * layout.pixels**2 // 2
-    caches = cache_bytes(spec.device) + MASK_CACHE_BYTES
+    caches = 2 * cache_bytes(spec.device)  # chunks, mask
     model = 0 if on_gpu else int(cost.weight_bytes + lanes * WORKSPACE * cost.work_bytes)
     base = CUDA_PROCESS_BYTES if on_gpu else PROCESS_BYTES
     return base + caches + model + tasks_at_once(spec.device, lanes) * (task + chunk)

@@ -21,14 +21,15 @@ from wsigen.masks.slide_mask import MaskSource, SlideMask, resampled_to
 from wsigen.masks.synthesis.layout import Layout, LayoutWindow
 from wsigen.models.nasdm import NasdmModel
 from wsigen.tiling.batches import LARGEST_LOAD, Batcher, Crew, Load
-from wsigen.tiling.canvas import CACHE_BYTES, Canvas
+from wsigen.tiling.canvas import Canvas
 from wsigen.tiling.grid import Rectangle, Window, WindowGrid, bounding
 from wsigen.tiling.painter import Painter, WindowJob
 from wsigen.tiling.plan import Task
 from wsigen.tiling.spec import INTRA_OP_THREADS, PaintSpec
 
-LOADERS = (4, 8)  # threads of a process that read ahead of the model, at least and at most: Python runs one at a time
-GPU_CACHE_BYTES = 1 << 30  # decoded chunks: what two rows of blocks of 30,000 px hold, so that each is decoded once
+LOADERS = (4, 6)  # threads of a process that read ahead of the model, at least and at most: Python runs one at a time
+CPU_CACHE_BYTES = 128 << 20  # of decoded chunks, and of decoded mask: a task touches about 90 MB of chunks
+GPU_CACHE_BYTES = 1 << 30  # what two rows of blocks of 30,000 px hold, so that a GPU does not wait for it again
 
 
 @dataclass(frozen=True)
@@ -199,7 +200,7 @@ def _open_source(spec: PaintSpec, model: NasdmModel) -> SlideMask | Layout:
     """What a model paints from: a mask, or of a mask model a layout."""
     if model.config.paints == "mask":
         return Layout.open(spec.mask)
-    return SlideMask.open(spec.mask, len(model.config.classes))
+    return SlideMask.open(spec.mask, len(model.config.classes), cache_bytes(spec.device))
 
 
 def _at_scale(source: SlideMask | Layout, mpp: float) -> MaskSource | Layout:
@@ -245,8 +246,8 @@ def loaders_for(cores: int) -> int:
 
 
 def cache_bytes(device: str) -> int:
-    """Memory that a process keeps for decoded chunks: more beside a GPU, which would wait for them."""
-    return CACHE_BYTES if torch.device(device).type == "cpu" else GPU_CACHE_BYTES
+    """Memory that a process keeps for decoded chunks, and as much for decoded parts of the mask."""
+    return CPU_CACHE_BYTES if torch.device(device).type == "cpu" else GPU_CACHE_BYTES
 
 
 def lanes_for(device: str, processes: int = 1) -> int:
