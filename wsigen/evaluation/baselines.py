@@ -221,7 +221,7 @@ def study_seams(
     *,
     size: int = 2048,
     overlap: int | None = None,
-    methods: Sequence[str] = METHODS,
+    methods: Sequence[str] = (),
     steps: int | None = None,
     seed: int = 0,
     device: str = "auto",
@@ -230,8 +230,9 @@ def study_seams(
 ) -> Report:
     """Paint by each of ``methods``, measure the seams, and write the report with pictures of the same place.
 
-    ``overlap`` is that of windows in px; None takes the model's.
+    ``methods`` are some of METHODS; none stands for all. ``overlap`` is that of windows in px; None takes the model's.
     """
+    methods = methods or METHODS
     choice = choose_device(device)
     painter = load_painter(model, choice)
     config = painter.config

@@ -241,14 +241,13 @@ def study_segmentation(recipe: Path, steps: int | None, overrides: tuple[str, ..
 @click.option("--seed", type=int, default=0, show_default=True)
 @click.option("--device", type=DEVICES, default="auto", show_default=True)
 @click.option("--overwrite", is_flag=True, help="Replace an existing report.")
-def study_seams(mask: Path, out: Path, model: str, methods: tuple[str, ...], **options: Any) -> None:
+def study_seams(mask: Path, out: Path, model: str, **options: Any) -> None:
     """Paint an area of MASK by windows with context, blended and cut, and in other ways; measure the seams of each."""
-    from wsigen.evaluation.baselines import METHODS
     from wsigen.evaluation.baselines import study_seams as run
     from wsigen.models.registry import DEFAULT_MODEL
 
     with _bars(f"{out} holds no table yet") as show:
-        report = run(mask, out, model or DEFAULT_MODEL, methods=methods or METHODS, progress=show, **options)
+        report = run(mask, out, model or DEFAULT_MODEL, progress=show, **options)
     _conclude(report)
 
 

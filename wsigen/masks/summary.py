@@ -1,16 +1,14 @@
 """One streaming pass over a mask: nuclei per class, a hash of the content, and checks of the values.
 
-The pass sees the mask in bands of whole rows, top to bottom, and holds a few at a time. What it returns does not
+The pass sees the mask in bands of whole rows, top to bottom, and holds one band at a time. What it returns does not
 depend on the height of the bands.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections import deque
 from collections.abc import Callable, Iterable
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -20,9 +18,6 @@ from scipy.sparse.csgraph import connected_components
 
 from wsigen.masks.occupancy import Occupancy, OccupancyCount
 from wsigen.masks.window import TISSUE, UNKNOWN, MaskWindow
-
-MOST_COUNTERS = 6  # nuclei, pixels, occupancy, and a hash of each plane: a thread for each
-COUNTED_AHEAD = 4  # bands that a slow one may lag behind
 
 
 @dataclass(frozen=True)
@@ -52,16 +47,15 @@ def summarise(bands: Iterable[MaskWindow], width: int, height: int, class_count:
     """Sum up a mask given as bands of whole rows from top to bottom, all with the same planes."""
     content, pixels, occupancy = _ContentHash(width, height), _PixelCount(class_count), OccupancyCount(width, height)
     nuclei = NucleusCount(class_count)
-    with ExitStack() as stack:
-        threads = [stack.enter_context(ThreadPoolExecutor(1, "wsigen-scan")) for _ in range(MOST_COUNTERS)]
-        counting: deque[list[Future[None]]] = deque()
-        for band in bands:  # the next band is read while this one and some before it are counted, each thing in order
-            if len(counting) > COUNTED_AHEAD:
-                _wait(counting.popleft())
-            adders = (nuclei.add, pixels.add, occupancy.add, *content.adders(band))
-            counting.append([thread.submit(add, band) for thread, add in zip(threads, adders)])
-        for jobs in counting:
-            _wait(jobs)
+    with ThreadPoolExecutor(8, "wsigen-scan") as pool:
+        counting: list = []
+        for band in bands:  # the next band is read while this one is counted
+            for job in counting:
+                job.result()
+            adders = (pixels.add, occupancy.add, nuclei.add, *content.adders(band))
+            counting = [pool.submit(add, band) for add in adders]
+        for job in counting:
+            job.result()
     counts = nuclei.counts()
     return MaskSummary(
         width,
@@ -73,11 +67,6 @@ def summarise(bands: Iterable[MaskWindow], width: int, height: int, class_count:
         _hint(counts, pixels.of_class, pixels.tissue, pixels.unknown, pixels.unnumbered),
         occupancy.result(),
     )
-
-
-def _wait(jobs: Iterable[Future[None]]) -> None:
-    for job in jobs:
-        job.result()
 
 
 def _hint(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -29,19 +30,16 @@ class MaskWindow:
 
     def padded(self, rows: tuple[int, int], columns: tuple[int, int]) -> MaskWindow:
         """The window with so many pixels more before and after its rows and columns, reflected; at most as many."""
-
-        def pad(plane: np.ndarray | None) -> np.ndarray | None:
-            return None if plane is None else np.pad(plane, (rows, columns), "symmetric")
-
-        return MaskWindow(np.pad(self.classes, (rows, columns), "symmetric"), pad(self.instances), pad(self.tissue))
+        return self._changed(lambda plane: np.pad(plane, (rows, columns), "symmetric"))
 
     def take(self, rows: np.ndarray | slice, columns: np.ndarray | slice) -> MaskWindow:
         """The window made of these rows and columns; index arrays may repeat or reorder them."""
+        return self._changed(lambda plane: np.ascontiguousarray(plane[rows][:, columns]))
 
-        def pick(plane: np.ndarray | None) -> np.ndarray | None:
-            return None if plane is None else np.ascontiguousarray(plane[rows][:, columns])
-
-        return MaskWindow(np.ascontiguousarray(self.classes[rows][:, columns]), pick(self.instances), pick(self.tissue))
+    def _changed(self, change: Callable[[np.ndarray], np.ndarray]) -> MaskWindow:
+        """The window with all planes that it has changed alike."""
+        others = (None if plane is None else change(plane) for plane in (self.instances, self.tissue))
+        return MaskWindow(change(self.classes), *others)
 
 
 def reflected(start: int, count: int, size: int) -> np.ndarray:

@@ -17,6 +17,7 @@ import numpy as np
 import pyvips
 import tifffile
 
+from wsigen.cores import available_cores
 from wsigen.errors import SlideError
 from wsigen.slides.associated import add_associated_images
 from wsigen.slides.metadata import SlideMetadata, aperio_description, aperio_header, xmp_packet
@@ -85,7 +86,7 @@ def write_svs_panels(
         raise SlideError(f"panel {panel}: must be a multiple of {CELL}")
     check_settings(path, width, height, jpeg_quality)
     least, most = READERS
-    readers = min(max(_cores() // CORES_PER_READER, least), most)
+    readers = min(max(available_cores() // CORES_PER_READER, least), most)
     panels = read_ahead(width, height, panel, read_panel, readers)
     _write(path, width, height, _with_progress(panels, width, progress), metadata, jpeg_quality, overwrite)
 
@@ -103,7 +104,7 @@ def _write(
     check_settings(path, width, height, jpeg_quality)
     levels = level_sizes(width, height)
     with replacing(path, overwrite) as partial:
-        cores = _cores()
+        cores = available_cores()
         file = TiledTiff(partial, levels, TileJpeg(jpeg_quality))
         pool = ThreadPoolExecutor(cores, "wsigen-encode")
         try:
@@ -120,11 +121,6 @@ def _write(
             panels.close()
             with suppress(OSError):  # a full disk was reported already
                 file.close()
-
-
-def _cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _row_panels(

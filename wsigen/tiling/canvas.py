@@ -35,7 +35,7 @@ from wsigen.tiling.grid import COLOURS, STAGES, Axis, Block, BlockGrid, Colour, 
 
 RUN_FILE = "run.json"
 FORMAT = "wsigen canvas 3"
-CACHE_BYTES = 128 << 20  # decoded chunks kept in memory, where nothing else is said
+CACHE_BYTES = 128 << 20  # decoded chunks kept in memory; a task of default size touches about 90 MB of them
 PANEL_CACHE_BYTES = 128 << 20  # the chunks of a panel, and those that panels share
 PANEL_MULTIPLE = 512  # two tiles of 256 px, so that a panel holds whole tiles of levels 0 and 1
 LARGEST_PANEL = 8192
@@ -205,12 +205,11 @@ class Canvas:
         pixels = self._chunk(*chunk, require=False)
         if pixels is None:
             return None
-        (block, colour), cut = chunk, replace(self.grid, blend=0)
-        width, height = self.layout.chunk_size(colour)
-        columns, left = _sampled(self.grid.x_axis, cut.x_axis, block.p, colour.x, self.layout.b, width, region.x, every)
-        rows, top = _sampled(self.grid.y_axis, cut.y_axis, block.q, colour.y, self.layout.b, height, region.y, every)
-        here, there = columns < region.width, rows < region.height
-        return columns[here], rows[there], pixels[top[there][:, None], left[here]]
+        windows = self.layout.windows(*chunk)
+        across, down = sorted({window.i for window in windows}), sorted({window.j for window in windows})
+        columns, left = _sampled(self.grid.x_axis, across, region.x, region.width, every)
+        rows, top = _sampled(self.grid.y_axis, down, region.y, region.height, every)
+        return columns, rows, pixels[top[:, None], left]
 
     def _by_chunk(self, windows: Iterable[Window]) -> Mapping[Chunk, list[Window]]:
         """Windows by the chunk that they are stored in."""
@@ -285,20 +284,14 @@ def _new_array(store: Store, shape: tuple[int, int, int], chunk: tuple[int, int,
     )
 
 
-def _sampled(
-    axis: Axis, cut: Axis, block: int, parity: int, b: int, size: int, origin: int, every: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """Along an axis: samples from ``origin`` on that the windows of a chunk show, and where they lie in the chunk."""
-    length = size // b
-    samples, places = [], []
-    for number, i in enumerate(range(2 * b * block + parity, min(2 * b * (block + 1), axis.count), 2)):
-        start = max(cut.held_start(i), origin)
-        first = -(-(start - origin) // every) * every
-        found = np.arange(first, cut.held_start(i) + cut.held_length(parity) - origin, every)
+def _sampled(axis: Axis, windows: list[int], origin: int, length: int, every: int) -> tuple[np.ndarray, np.ndarray]:
+    """Samples of [origin, origin + length) that windows, stored side by side, show; and where they are stored."""
+    cut, samples, places = replace(axis, blend=0), [], []
+    for number, i in enumerate(windows):
+        start, stop = cut.held_start(i) - origin, cut.held_start(i) + cut.held_length(i % 2) - origin
+        found = np.arange(-(-max(start, 0) // every) * every, min(stop, length), every)
         samples.append(found)
-        places.append(found + origin - axis.held_start(i) + number * length)
-    if not samples:
-        return np.zeros(0, np.int64), np.zeros(0, np.int64)
+        places.append(found + origin - axis.held_start(i) + number * axis.held_length(i % 2))
     return np.concatenate(samples), np.concatenate(places)
 
 

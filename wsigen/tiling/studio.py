@@ -1,6 +1,5 @@
 """What one process holds to paint one slide: mask, model and canvas, opened once. A task runs in a Studio."""
 
-import os
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -15,20 +14,20 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from wsigen.cores import available_cores
 from wsigen.errors import SettingsError, StoreError
 from wsigen.masks.conditions import Surroundings, read_surroundings
 from wsigen.masks.slide_mask import MaskSource, SlideMask, resampled_to
 from wsigen.masks.synthesis.layout import Layout, LayoutWindow
 from wsigen.models.nasdm import NasdmModel
 from wsigen.tiling.batches import LARGEST_LOAD, Batcher, Crew, Load
-from wsigen.tiling.canvas import Canvas
+from wsigen.tiling.canvas import CACHE_BYTES, Canvas
 from wsigen.tiling.grid import Rectangle, Window, WindowGrid, bounding
 from wsigen.tiling.painter import Painter, WindowJob
 from wsigen.tiling.plan import Task
 from wsigen.tiling.spec import INTRA_OP_THREADS, PaintSpec
 
 LOADERS = (4, 6)  # threads of a process that read ahead of the model, at least and at most: Python runs one at a time
-CPU_CACHE_BYTES = 128 << 20  # of decoded chunks, and of decoded mask: a task touches about 90 MB of chunks
 GPU_CACHE_BYTES = 1 << 30  # what two rows of blocks of 30,000 px hold, so that a GPU does not wait for it again
 
 
@@ -247,7 +246,7 @@ def loaders_for(cores: int) -> int:
 
 def cache_bytes(device: str) -> int:
     """Memory that a process keeps for decoded chunks, and as much for decoded parts of the mask."""
-    return CPU_CACHE_BYTES if torch.device(device).type == "cpu" else GPU_CACHE_BYTES
+    return CACHE_BYTES if torch.device(device).type == "cpu" else GPU_CACHE_BYTES
 
 
 def lanes_for(device: str, processes: int = 1) -> int:
@@ -255,11 +254,6 @@ def lanes_for(device: str, processes: int = 1) -> int:
     if torch.device(device).type != "cpu":
         return 1
     return max(1, available_cores() // processes)
-
-
-def available_cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 @contextmanager
