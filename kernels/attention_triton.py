@@ -11,6 +11,7 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from wsigen_kernels.compiling import launch
 from wsigen_kernels.launch import AttentionCut, ceil_div
 from wsigen_kernels.layout import by_pixel, empty_by_pixel
 
@@ -92,7 +93,7 @@ def attention(qkv: Tensor, heads: int) -> Tensor:
     depth = channels // heads
     out = empty_by_pixel((batch, channels, height, width), qkv)
     cut = AttentionCut.of(tokens, depth)
-    attention_kernel[(ceil_div(tokens, cut.queries) * batch * heads,)](
+    launch(attention_kernel, (ceil_div(tokens, cut.queries) * batch * heads,),
         qkv, out, tokens, stride, 1.4426950408889634 / depth**0.5,
         HEADS=heads, D=depth, BLOCK_M=cut.queries, BLOCK_N=cut.keys, BLOCK_D=cut.depth,
         ONE_BLOCK=tokens <= cut.keys, EVEN=tokens % cut.keys == 0,

@@ -13,6 +13,7 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from wsigen_kernels.compiling import launch
 from wsigen_kernels.launch import ProjectCut, Slices, Tile, ceil_div
 from wsigen_kernels.layout import by_pixel, empty_by_pixel
 from wsigen_kernels.norm_triton import add_moments, store_moments
@@ -180,7 +181,7 @@ def merge(
     moments = h.new_empty((batch, slices.count, 2, channels), dtype=torch.float32)
     if weight is None:
         tile = Tile.of(channels)
-        add_kernel[(ceil_div(channels, tile.channels) * batch * slices.count,)](
+        launch(add_kernel, (ceil_div(channels, tile.channels) * batch * slices.count,),
             h, bias, x, out, moments, height, width, slices.pixels, slices.count, h_stride, x_stride,
             C=channels, HAS_BIAS=bias is not None, RESAMPLE=resample,
             LANES=slices.pixels >= 8 * tile.pixels, BLOCK_P=tile.pixels, BLOCK_C=tile.channels,
@@ -191,7 +192,7 @@ def merge(
     weight = weight.reshape(channels, x.shape[1] + behind).contiguous()
     cut = ProjectCut.of(channels, weight.shape[1])
     block_k = 64 if x.shape[1] % 64 == 0 and behind % 64 == 0 else 32
-    project_kernel[(ceil_div(channels, cut.channels) * batch * slices.count,)](
+    launch(project_kernel, (ceil_div(channels, cut.channels) * batch * slices.count,),
         h, bias, x, skip, weight, out, moments, height * width, slices.pixels, slices.count,
         h_stride, x_stride, skip_stride,
         C=channels, K1=x.shape[1], K2=behind, HAS_BIAS=bias is not None, LANES=cut.lanes,

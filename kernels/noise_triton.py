@@ -10,6 +10,7 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from wsigen_kernels.compiling import launch
 from wsigen_kernels.launch import ceil_div, on
 
 _BLOCK = 512
@@ -65,7 +66,18 @@ def coordinate_normals(
     """Fill (B, 3, height, width) float32 for windows at ``x0``, ``y0`` (B,) int64 with key (low, high) word."""
     out = torch.empty((len(x0), 3, height, width), dtype=torch.float32, device=table.device)
     with on(table):
-        normals_kernel[(ceil_div(height * width, _BLOCK), len(x0))](
-            x0.contiguous(), y0.contiguous(), table, out, *key, step, stream, height, width, BLOCK=_BLOCK
+        launch(
+            normals_kernel,
+            (ceil_div(height * width, _BLOCK), len(x0)),
+            x0.contiguous(),
+            y0.contiguous(),
+            table,
+            out,
+            *key,
+            step,
+            stream,
+            height,
+            width,
+            BLOCK=_BLOCK,
         )
     return out

@@ -15,6 +15,7 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from wsigen_kernels.compiling import launch
 from wsigen_kernels.launch import Slices, Tile, ceil_div, next_power_of_2
 from wsigen_kernels.layout import by_pixel, empty_by_pixel
 from wsigen_kernels.upsample import map_shape
@@ -361,7 +362,7 @@ def moments(x: Tensor, phased: bool = False) -> Tensor:
     batch, channels, height, width = map_shape(x, phased)
     slices, tile = Slices.of(height * width), Tile.of(channels)
     out = x.new_empty((batch, slices.count, 2, channels), dtype=torch.float32)
-    moments_kernel[(ceil_div(channels, tile.channels) * batch * slices.count,)](
+    launch(moments_kernel, (ceil_div(channels, tile.channels) * batch * slices.count,),
         x, out, height, width, slices.pixels, slices.count, stride,
         C=channels, PHASED=phased, BLOCK_P=tile.pixels, BLOCK_C=tile.channels,
     )  # fmt: skip
@@ -403,7 +404,7 @@ def normalise(
 
     coefficients = x.new_empty((batch, ROWS, channels), dtype=torch.float32)
     statistics = x.new_empty((batch, groups, 2), dtype=torch.float32)
-    coefficients_kernel[(groups, batch)](
+    launch(coefficients_kernel, (groups, batch),
         x_moments, skip_moments, x_bias, weight, bias, scale, shift, map_bias, coefficients, statistics,
         height * width, slices.pixels, slices.count, modulation_stride, eps,
         C1=own, C=channels, GROUPS=groups, HAS_SKIP=skip is not None, HAS_X_BIAS=x_bias is not None,
@@ -415,7 +416,7 @@ def normalise(
     y = empty_by_pixel((batch, channels, *size), x)
     visited = size[0] * size[1] if resample == DOWN else height * width
     parts = ceil_div(visited, tile.pixels * _APPLY_TILES)
-    apply_kernel[(ceil_div(channels, tile.channels) * batch * parts,)](
+    launch(apply_kernel, (ceil_div(channels, tile.channels) * batch * parts,),
         x, skip, gamma, beta, coefficients, y, height, width, x_stride, skip_stride, map_stride, parts,
         C1=own, C=channels, HAS_SKIP=skip is not None, HAS_MAPS=gamma is not None, PHASED=phased, SILU=silu,
         RESAMPLE=resample, TILES=_APPLY_TILES, BLOCK_P=tile.pixels, BLOCK_C=tile.channels,

@@ -1,10 +1,13 @@
 """The Triton kernels as operators of torch: with shapes known ahead, so that torch.compile goes through, and gradients.
 
-An operator's body runs only with real data and imports Triton then; this module itself needs torch alone.
+An operator's body runs only with real data and imports Triton then; this module itself needs torch alone. Operators are
+registered with `torch.library.Library`: `torch.library.custom_op` imports torch.compile's front end at the first call,
+which takes seconds of every start.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -13,14 +16,23 @@ from wsigen_kernels.launch import Slices, on, padded_channels
 from wsigen_kernels.layout import empty_by_pixel
 from wsigen_kernels.upsample import map_shape
 
+_library = torch.library.Library("wsigen", "DEF")
 _FORMULA = "Tensor? weight, Tensor? bias, Tensor? gamma, Tensor? beta, Tensor? scale, Tensor? shift"
 
 
-@torch.library.custom_op(
-    "wsigen::group_norm",
-    mutates_args=(),
-    schema=f"(Tensor x, Tensor? skip, int groups, {_FORMULA}, bool silu, float eps) -> (Tensor, Tensor)",
-)
+def _operator(schema: str) -> Callable[[Callable], Any]:
+    """Register a function as the operator ``wsigen::NAME`` of all devices, and return the operator."""
+
+    def register(function: Callable) -> Any:
+        name = function.__name__
+        _library.define(name + schema, tags=(torch.Tag.pt2_compliant_tag,))
+        _library.impl(name, function, "CompositeExplicitAutograd")
+        return getattr(torch.ops.wsigen, name).default
+
+    return register
+
+
+@_operator(f"(Tensor x, Tensor? skip, int groups, {_FORMULA}, bool silu, float eps) -> (Tensor, Tensor)")
 def group_norm(x, skip, groups, weight, bias, gamma, beta, scale, shift, silu, eps):  # type: ignore[no-untyped-def]
     """Normalise ``x``, with ``skip`` behind it; return the result and (B, groups, 2): mean and 1 / std."""
     from wsigen_kernels import norm_triton
@@ -32,7 +44,7 @@ def group_norm(x, skip, groups, weight, bias, gamma, beta, scale, shift, silu, e
         )
 
 
-@group_norm.register_fake
+@torch.library.register_fake("wsigen::group_norm", lib=_library)
 def _(x, skip, groups, weight, bias, gamma, beta, scale, shift, silu, eps):  # type: ignore[no-untyped-def]
     return _result(x, skip, 0), x.new_empty((len(x), groups, 2), dtype=torch.float32)
 
@@ -97,10 +109,10 @@ def _differentiate(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ..
     return d_x, d_skip, None, d_weight, d_bias, d_gamma, d_beta, d_scale, d_shift, None, None
 
 
-group_norm.register_autograd(_differentiate, setup_context=_remember)
+torch.library.register_autograd("wsigen::group_norm", _differentiate, setup_context=_remember, lib=_library)
 
 
-@torch.library.custom_op("wsigen::moments", mutates_args=(), schema="(Tensor x, bool phased=False) -> Tensor")
+@_operator("(Tensor x, bool phased=False) -> Tensor")
 def moments(x, phased=False):  # type: ignore[no-untyped-def]
     """Take the moments of ``x`` (B, C, H, W): (B, slices, 2, C) float32; see wsigen_kernels.norm_triton."""
     from wsigen_kernels import norm_triton
@@ -109,20 +121,16 @@ def moments(x, phased=False):  # type: ignore[no-untyped-def]
         return norm_triton.moments(x, phased)
 
 
-@moments.register_fake
+@torch.library.register_fake("wsigen::moments", lib=_library)
 def _(x, phased=False):  # type: ignore[no-untyped-def]
     _, channels, height, width = map_shape(x, phased)
     return _moments_like(x, channels, height * width)
 
 
-@torch.library.custom_op(
-    "wsigen::normalise",
-    mutates_args=(),
-    schema=(
-        "(Tensor x, Tensor? skip, Tensor moments, Tensor? skip_moments, int groups, Tensor? x_bias, "
-        f"{_FORMULA}, bool silu, float eps, int resample, Tensor? map_bias=None, "
-        "bool phased=False) -> Tensor"
-    ),
+@_operator(
+    "(Tensor x, Tensor? skip, Tensor moments, Tensor? skip_moments, int groups, Tensor? x_bias, "
+    f"{_FORMULA}, bool silu, float eps, int resample, Tensor? map_bias=None, "
+    "bool phased=False) -> Tensor"
 )
 def normalise(  # type: ignore[no-untyped-def]
     x, skip, moments, skip_moments, groups, x_bias, weight, bias, gamma, beta, scale, shift, silu, eps, resample,
@@ -138,7 +146,7 @@ def normalise(  # type: ignore[no-untyped-def]
         )[0]  # fmt: skip
 
 
-@normalise.register_fake
+@torch.library.register_fake("wsigen::normalise", lib=_library)
 def _(  # type: ignore[no-untyped-def]
     x, skip, moments, skip_moments, groups, x_bias, weight, bias, gamma, beta, scale, shift, silu, eps, resample,
     map_bias=None, phased=False,
@@ -146,11 +154,7 @@ def _(  # type: ignore[no-untyped-def]
     return _result(x, skip, resample, phased)
 
 
-@torch.library.custom_op(
-    "wsigen::merge",
-    mutates_args=(),
-    schema="(Tensor h, Tensor? bias, Tensor x, Tensor? skip, Tensor? weight, int resample) -> (Tensor, Tensor)",
-)
+@_operator("(Tensor h, Tensor? bias, Tensor x, Tensor? skip, Tensor? weight, int resample) -> (Tensor, Tensor)")
 def merge(h, bias, x, skip, weight, resample):  # type: ignore[no-untyped-def]
     """Add a residual to ``h`` and take the sum's moments: see :func:`wsigen_kernels.merge_triton.merge`."""
     from wsigen_kernels import merge_triton
@@ -159,12 +163,12 @@ def merge(h, bias, x, skip, weight, resample):  # type: ignore[no-untyped-def]
         return merge_triton.merge(h, bias, x, skip, weight, resample)
 
 
-@merge.register_fake
+@torch.library.register_fake("wsigen::merge", lib=_library)
 def _(h, bias, x, skip, weight, resample):  # type: ignore[no-untyped-def]
     return empty_by_pixel(h.shape, h), _moments_like(h, h.shape[1], h.shape[2] * h.shape[3])
 
 
-@torch.library.custom_op("wsigen::attention", mutates_args=(), schema="(Tensor qkv, int heads) -> Tensor")
+@_operator("(Tensor qkv, int heads) -> Tensor")
 def attention(qkv, heads):  # type: ignore[no-untyped-def]
     """Attend over the pixels of packed ``qkv`` (B, 3 C, H, W), without gradients; return (B, C, H, W)."""
     from wsigen_kernels import attention_triton
@@ -173,15 +177,13 @@ def attention(qkv, heads):  # type: ignore[no-untyped-def]
         return attention_triton.attention(qkv, heads)
 
 
-@attention.register_fake
+@torch.library.register_fake("wsigen::attention", lib=_library)
 def _(qkv, heads):  # type: ignore[no-untyped-def]
     batch, packed, height, width = qkv.shape
     return empty_by_pixel((batch, packed // 3, height, width), qkv)
 
 
-@torch.library.custom_op(
-    "wsigen::gather", mutates_args=(), schema="(Tensor[] images, int patch, bool ones=False) -> Tensor"
-)
+@_operator("(Tensor[] images, int patch, bool ones=False) -> Tensor")
 def gather(images, patch, ones=False):  # type: ignore[no-untyped-def]
     """Concatenate images as patches: see :func:`wsigen_kernels.patches_triton.gather`."""
     from wsigen_kernels import patches_triton
@@ -190,7 +192,7 @@ def gather(images, patch, ones=False):  # type: ignore[no-untyped-def]
         return patches_triton.gather(images, patch, ones)
 
 
-@gather.register_fake
+@torch.library.register_fake("wsigen::gather", lib=_library)
 def _(images, patch, ones=False):  # type: ignore[no-untyped-def]
     batch, _, height, width = images[0].shape
     extra = 1 if ones else 0  # torch 2.11 cannot trace the sum of a size and a bool
@@ -198,7 +200,7 @@ def _(images, patch, ones=False):  # type: ignore[no-untyped-def]
     return empty_by_pixel((batch, channels, height // patch, width // patch), images[0])
 
 
-@torch.library.custom_op("wsigen::scatter", mutates_args=(), schema="(Tensor x, Tensor bias, int patch) -> Tensor")
+@_operator("(Tensor x, Tensor bias, int patch) -> Tensor")
 def scatter(x, bias, patch):  # type: ignore[no-untyped-def]
     """Add a bias and shuffle patches to pixels: see :func:`wsigen_kernels.patches_triton.scatter`."""
     from wsigen_kernels import patches_triton
@@ -207,7 +209,7 @@ def scatter(x, bias, patch):  # type: ignore[no-untyped-def]
         return patches_triton.scatter(x, bias, patch)
 
 
-@scatter.register_fake
+@torch.library.register_fake("wsigen::scatter", lib=_library)
 def _(x, bias, patch):  # type: ignore[no-untyped-def]
     batch, _, rows, columns = x.shape
     return empty_by_pixel((batch, len(bias) // patch**2, rows * patch, columns * patch), x)
@@ -224,10 +226,9 @@ def register_fallbacks() -> None:
     from torch._library.utils import get_layout_constraint_tag
 
     for operator in (group_norm, moments, normalise, merge, attention, gather, scatter):
-        overload = operator._opoverload
-        if overload not in lowerings:
-            tag = get_layout_constraint_tag(overload, with_default=True)
-            make_fallback(overload, layout_constraint=tag_to_layout_constraint(tag))
+        if operator not in lowerings:
+            tag = get_layout_constraint_tag(operator, with_default=True)
+            make_fallback(operator, layout_constraint=tag_to_layout_constraint(tag))
 
 
 def _result(x: Tensor, skip: Tensor | None, resample: int, phased: bool = False) -> Tensor:

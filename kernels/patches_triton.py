@@ -11,6 +11,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 from torch import Tensor
+from wsigen_kernels.compiling import launch
 from wsigen_kernels.launch import ceil_div, next_power_of_2, padded_channels
 from wsigen_kernels.layout import by_pixel, empty_by_pixel
 
@@ -116,7 +117,7 @@ def gather(images: list[Tensor], patch: int, ones: bool = False) -> Tensor:
     patches = (height // patch) * (width // patch)
     block_k = next_power_of_2(padded)
     block_p = max(8, min(_BLOCK, _VALUES // block_k))  # patches of 4 px have hundreds of channels
-    gather_kernel[(ceil_div(patches, block_p), batch)](
+    launch(gather_kernel, (ceil_div(patches, block_p), batch),
         *parts, out, height, width, *channels,
         K=padded, PATCH=patch, ONES=ones, BLOCK_P=block_p, BLOCK_K=block_k,
     )  # fmt: skip
@@ -130,7 +131,7 @@ def scatter(x: Tensor, bias: Tensor, patch: int) -> Tensor:
     channels = len(bias) // patch**2
     out = empty_by_pixel((batch, channels, rows * patch, columns * patch), x)
     pixels = rows * columns * patch * patch
-    scatter_kernel[(ceil_div(pixels, 4 * _BLOCK), batch)](
+    launch(scatter_kernel, (ceil_div(pixels, 4 * _BLOCK), batch),
         x, bias, out, rows * patch, columns * patch, stride,
         C=channels, PATCH=patch, BLOCK_P=4 * _BLOCK, BLOCK_C=next_power_of_2(channels),
     )  # fmt: skip

@@ -18,6 +18,7 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from wsigen_kernels.compiling import launch
 from wsigen_kernels.launch import ceil_div, on
 
 _BLOCK = 512
@@ -214,13 +215,13 @@ def step(
     pixels = height * width
     grid, ring_grid = ((ceil_div(pixels, block), batch) for block in (_BLOCK, _RING_BLOCK))
     with on(x):
-        data_kernel[grid](output, x, data, update.p, update.q, height, width, *output.stride(), BLOCK=_BLOCK)
+        launch(data_kernel, grid, output, x, data, update.p, update.q, height, width, *output.stride(), BLOCK=_BLOCK)
         for number, gain in enumerate(gains, start=1):
-            ring_kernel[ring_grid](
+            launch(ring_kernel, ring_grid,
                 data, error, context, distance, gain, height, width,
                 NUMBER=number, DIAGONAL=diagonal, BLOCK=_RING_BLOCK, num_warps=2,
             )  # fmt: skip
-        step_kernel[grid](
+        launch(step_kernel, grid,
             start, context, distance, previous, older, noise, following, corrected, data,
             update.a, update.b, update.c, update.d, e, f, g, h, pixels,
             HAS_PREVIOUS=previous is not None, HAS_OLDER=older is not None, HAS_NOISE=noise is not None,
