@@ -1,6 +1,7 @@
-"""Batches are full while the device has work, nothing is left behind, and an error is that of its own windows."""
+"""Batches are those of the plan, nothing is left behind, and an error is that of its own windows."""
 
 import threading
+from functools import partial
 
 import numpy as np
 import pytest
@@ -52,16 +53,37 @@ def numbers_of(futures):
     return [int(np.asarray(future.result(10)[0])) for future in futures]
 
 
-def test_what_is_left_of_one_task_fills_up_with_the_next(painter, submit):
+def test_which_windows_share_a_batch_follows_from_what_is_submitted_together(painter, submit):
     first = submit(0, 1, 2, 3, 4, 5)
     assert painter.begun.wait(10)
     second = submit(6, 7)
     painter.go.set()
     assert numbers_of(first + second) == list(range(8))
-    assert painter.batches == [(0, 1, 2, 3), (4, 5, 6, 7)]
+    assert painter.batches == [(0, 1, 2, 3), (4, 5), (6, 7)]
 
 
-def test_what_never_fills_up_is_painted_when_the_device_has_nothing_else(painter, submit):
+def test_which_windows_share_a_batch_does_not_depend_on_which_load_is_read_first(painter):
+    """Of four threads that read, the last load is done first, and the first load last."""
+    crew, order = Crew(lanes=1, loaders=4), []
+    done = [threading.Event() for _ in range(4)]
+
+    def read(number):
+        if number < 3:
+            assert done[number + 1].wait(10)
+        order.append(number)
+        done[number].set()
+        return [20 * number + place if place else None for place in range(4)]
+
+    painter.go.set()
+    futures = Batcher(painter, crew, threading.Event()).submit([Load(partial(read, number), 4) for number in range(4)])
+    found = [None if future.result(10) is None else int(future.result()[0]) for future in futures]
+    assert found == [20 * number + place if place else None for number in range(4) for place in range(4)]
+    assert order == [3, 2, 1, 0]
+    assert painter.batches == [(1, 2, 3, 21), (22, 23, 41, 42), (43, 61, 62, 63)]
+    crew.close()
+
+
+def test_what_never_fills_up_is_painted_too(painter, submit):
     futures = submit(0, 1, 2, 3, 4, 5)
     painter.go.set()
     assert numbers_of(futures) == list(range(6))
@@ -83,8 +105,8 @@ def test_without_a_crew_nothing_waits_for_ever(painter):
     assert painter.begun.wait(10)
     crew.loaders.shutdown()
     painter.go.set()
-    assert numbers_of(futures[:4]) == [0, 1, 2, 3]
-    for future in futures[4:]:
+    assert numbers_of(futures) == list(range(6)), "what was submitted is painted"
+    for future in batcher.submit([Load(lambda n=n: [n], 1) for n in range(2)]):
         with pytest.raises(InterruptedError):
             future.result(10)
     crew.close()

@@ -1,4 +1,4 @@
-"""Full batches from many tasks: windows wait here until a batch is together, whichever tasks they come from.
+"""From the windows of a task to batches: windows wait here until a batch is together.
 
 Four kinds of threads work at a time: loaders read masks and context, and stack a batch and start its copy to the
 device; painters launch the model, one on a GPU, one for each core of a CPU; fetchers wait for pixels on their way back;
@@ -8,7 +8,6 @@ the threads of the tasks write chunks. On a GPU at most `AHEAD` batches are queu
 from __future__ import annotations
 
 import threading
-from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from wsigen.tiling.painter import Launched, Painter, Prepared, WindowJob
 AHEAD = 2  # batches on a GPU: one that runs and one that waits
 LARGEST_LOAD = 8  # windows
 LEAST_ROOM = 4 * LARGEST_LOAD
+Waiting = tuple[WindowJob, "Future[Painted | None]"]  # a window that is read, and who waits for it
 Painted = tuple[np.ndarray, float]  # pixels (W, W, 3) uint8, and the window's share of the device's seconds
 
 
@@ -46,48 +46,101 @@ class Crew:
             pool.shutdown()
 
 
+class _Group:
+    """Windows that are submitted together: they fill batches in their order, whichever load is read first."""
+
+    def __init__(self, loads: Sequence[Load], batch_size: int) -> None:
+        self.loads, self.batch_size = loads, batch_size
+        self.futures: list[list[Future[Painted | None]]] = [[Future() for _ in range(load.count)] for load in loads]
+        self._lock = threading.Lock()
+        self._found: dict[int, list[Waiting]] = {}  # by load: read, while an earlier load is not
+        self._next = 0  # the first load that is not read
+        self._waiting: list[Waiting] = []
+
+    def loaded(self, number: int, found: list[Waiting]) -> list[list[Waiting]]:
+        """Note what a load found, and take the batches that this completes; the last one may not be full."""
+        with self._lock:
+            self._found[number] = found
+            while self._next in self._found:
+                self._waiting += self._found.pop(self._next)
+                self._next += 1
+            ended = self._next == len(self.loads)
+            ready = len(self._waiting) if ended else len(self._waiting) // self.batch_size * self.batch_size
+            taken, self._waiting = self._waiting[:ready], self._waiting[ready:]
+        return [taken[start : start + self.batch_size] for start in range(0, ready, self.batch_size)]
+
+
+class _Room:
+    """Space for so many windows that is given out strictly in the order of submission.
+
+    Threads that wait for a lock get it in any order: later windows of a group could take all room while an earlier one,
+    without which they fill no batch, waits for ever.
+    """
+
+    def __init__(self, windows: int) -> None:
+        self._free = windows
+        self._changed = threading.Condition()
+        self._submitting = threading.Lock()
+        self._issued = self._turn = 0
+
+    def in_turn(self, submit: Callable[[int], object]) -> None:
+        """Let ``submit`` queue a load with the ticket that it gets."""
+        with self._submitting:
+            submit(self._issued)
+            self._issued += 1
+
+    def enter(self, ticket: int, windows: int) -> None:
+        """Wait for this ticket's turn, and for room."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._turn == ticket and self._free >= windows)
+            self._free -= windows
+            self._turn += 1
+            self._changed.notify_all()
+
+    def leave(self) -> None:
+        """Give the room of one window back."""
+        with self._changed:
+            self._free += 1
+            self._changed.notify_all()
+
+
 class Batcher:
-    """Forms batches for one painter. Threads may share it."""
+    """Forms batches for one painter. Threads may share it.
+
+    Windows that are submitted together share batches, in their order: which windows share a batch, and in which row,
+    follows from what is submitted, never from which thread was first.
+    """
 
     def __init__(self, painter: Painter, crew: Crew, stopped: threading.Event) -> None:
         self.painter, self.crew, self.stopped = painter, crew, stopped
-        self._lock = threading.Lock()
-        self._waiting: deque[tuple[WindowJob, Future]] = deque()
-        self._loading = 0
-        self._under_way = 0  # batches that were taken and are not painted
         self._queued = threading.BoundedSemaphore(AHEAD)
         # Windows that are read and not yet painted: two batches for each that can be under way. More would take memory
-        # and gain nothing; fewer than a batch and the threads that read would wait for one that never fills.
-        self._room = threading.Semaphore(max(2 * painter.batch_size * (crew.lanes + AHEAD), LEAST_ROOM))
-        self._door = threading.Lock()  # so that two loads do not each wait for room that the other has taken
+        # and gain nothing; with fewer than a batch the oldest group could never fill one.
+        self._room = _Room(max(2 * painter.batch_size * (crew.lanes + AHEAD), LEAST_ROOM))
         self._on_gpu = painter.device.type == "cuda"
-        self._enough = 1 if self._on_gpu else crew.lanes  # batches under way that leave the device no rest
 
     def submit(self, loads: Sequence[Load]) -> list[Future[Painted | None]]:
-        """Load and paint windows, a future for each; one that needs no model answers None."""
-        groups: list[list[Future[Painted | None]]] = [[Future() for _ in range(load.count)] for load in loads]
-        with self._lock:
-            self._loading += sum(map(len, groups))
-        for load, futures in zip(loads, groups, strict=True):
+        """Load and paint windows, a future for each; one that needs no model answers None.
+
+        Loads are read in the order of submission, so that the oldest group always finds the room to fill its batches.
+        """
+        group = _Group(loads, self.painter.batch_size)
+        for number, futures in enumerate(group.futures):
             try:
-                self.crew.loaders.submit(self._load, load, futures)
+                self._room.in_turn(lambda ticket, n=number: self.crew.loaders.submit(self._load, group, n, ticket))
             except RuntimeError:  # the crew was sent home
-                self._dismiss(futures)
-        return [future for futures in groups for future in futures]
+                for future in futures:
+                    future.set_exception(InterruptedError("painting was stopped"))
+        return [future for futures in group.futures for future in futures]
 
-    def _dismiss(self, futures: list[Future]) -> None:
+    def _load(self, group: _Group, number: int, ticket: int) -> None:
+        futures = group.futures[number]
+        self._room.enter(ticket, len(futures))
         for future in futures:
-            future.set_exception(InterruptedError("painting was stopped"))
-
-    def _load(self, load: Load, futures: list[Future]) -> None:
-        with self._door:
-            for _ in futures:
-                self._room.acquire()
-        for future in futures:
-            future.add_done_callback(lambda _: self._room.release())
-        found: list[tuple[WindowJob, Future]] = []
+            future.add_done_callback(lambda _: self._room.leave())
+        found: list[Waiting] = []
         try:
-            for job, future in zip(load.read(), futures, strict=True):
+            for job, future in zip(group.loads[number].read(), futures, strict=True):
                 if job is None:
                     future.set_result(None)
                 else:
@@ -97,41 +150,10 @@ class Batcher:
             for future in futures:
                 if not future.done():
                     future.set_exception(error)
-        with self._lock:
-            self._loading -= len(futures)
-            self._waiting.extend(found)
-            batches = list(iter(self._take, []))
-        for batch in batches:
+        for batch in group.loaded(number, found):
             self._guarded([future for _, future in batch], self._prepare, batch)
 
-    def _take(self) -> list[tuple[WindowJob, Future]]:
-        """Take a batch, or nothing yet; with the lock held.
-
-        One that is not full costs the device as much as a full one: it waits for more windows while any are being
-        loaded or the device is busy.
-        """
-        size = self.painter.batch_size
-        if len(self._waiting) < size and (self._loading or self._under_way >= self._enough):
-            return []
-        batch = [self._waiting.popleft() for _ in range(min(len(self._waiting), size))]
-        if batch:
-            self._under_way += 1
-            batch[-1][1].add_done_callback(self._painted)
-        return batch
-
-    def _painted(self, _: Future) -> None:
-        """Go on after a batch, whose last window this is, with what waits."""
-        with self._lock:
-            self._under_way -= 1
-            batch = self._take()
-        if batch:
-            futures = [future for _, future in batch]
-            try:
-                self.crew.loaders.submit(self._guarded, futures, self._prepare, batch)
-            except RuntimeError:  # the crew was sent home
-                self._dismiss(futures)
-
-    def _prepare(self, batch: list[tuple[WindowJob, Future]]) -> None:
+    def _prepare(self, batch: list[Waiting]) -> None:
         prepared = self.painter.prepare([job for job, _ in batch])
         futures = [future for _, future in batch]
         self.crew.painters.submit(self._guarded, futures, self._launch, prepared, futures)

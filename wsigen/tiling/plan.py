@@ -17,6 +17,7 @@ from wsigen.tiling.grid import COLOURS, STAGE_COLOURS, Block, BlockGrid, Colour,
 from wsigen.tiling.survey import occupied_windows
 
 MOST_CHUNKS = 64  # of a task: what is lost when a worker dies stays small
+MOST_BLOCKS = 4  # that a task may hold the windows of, to fill its last batch
 
 
 class Task(NamedTuple):
@@ -63,7 +64,7 @@ def make_plan(
     missing = [chunk for chunk in chunks if not done[chunk]]
     blank = [chunk for chunk in missing if occupied is not None and not occupied_windows(layout, chunk, occupied)]
     known = set(blank)
-    tasks = _grouped(layout, [chunk for chunk in missing if chunk not in known], occupied, max(layout.b**2, batch_size))
+    tasks = _grouped(layout, [chunk for chunk in missing if chunk not in known], occupied, batch_size)
     writer = {chunk: task for task in tasks for chunk in task.chunks}
     waits_for = {
         task: frozenset(writer[source] for chunk in task.chunks for source in chunk_sources(*chunk) if source in writer)
@@ -74,19 +75,25 @@ def make_plan(
     return Plan(tuple(tasks), tuple(blank), waits_for, sum(counts.values()), resumed)
 
 
-def _grouped(layout: BlockGrid, missing: Iterable[Chunk], occupied: np.ndarray | None, full: int) -> list[Task]:
-    """Tasks in the order of priority. Neighbours in a row of blocks are joined up to ``full`` windows.
+def _grouped(layout: BlockGrid, missing: Iterable[Chunk], occupied: np.ndarray | None, batch_size: int) -> list[Task]:
+    """Tasks in the order of priority. Neighbours in a row of blocks are joined while that fills batches.
 
+    A batch holds windows of one task, so a task takes more while its last batch would not be full: up to what a dense
+    block has of a colour, or to MOST_BLOCKS times that if windows would be left over.
     The order is a front that moves down the slide: a stage of a row of blocks needs the stage before of the row below.
     """
     by_block: dict[tuple[int, int, Block], list[Chunk]] = {}
     for block, colour in sorted(missing, key=lambda chunk: (chunk[0].p, chunk[1])):
         by_block.setdefault((block.q + colour.stage, colour.stage, block), []).append((block, colour))
     tasks: list[Task] = []
+    full = max(layout.b**2, batch_size)
     open_row, weight = (-1, -1), 0
     for (front, stage, _), chunks in sorted(by_block.items(), key=lambda item: (item[0][:2], item[0][2].p)):
-        more = sum(layout.b**2 if occupied is None else occupied_windows(layout, c, occupied) for c in chunks)
-        joins = open_row == (front, stage) and weight + more <= full and len(tasks[-1].chunks) < MOST_CHUNKS
+        more = sum(
+            len(layout.windows(*c)) if occupied is None else occupied_windows(layout, c, occupied) for c in chunks
+        )
+        most = full if weight % batch_size == 0 else MOST_BLOCKS * full
+        joins = open_row == (front, stage) and weight + more <= most and len(tasks[-1].chunks) < MOST_CHUNKS
         if joins:
             tasks[-1] = Task(stage, (*tasks[-1].chunks, *chunks))
         else:

@@ -180,9 +180,7 @@ class _Call:
         arguments = [
             self._map(value, change) if self._may_have_rows(place) else value for place, value in enumerate(self.args)
         ]
-        named = {
-            name: value if name in _NO_ROWS else self._map(value, change) for name, value in self.kwargs.items()
-        }
+        named = {name: value if name in _NO_ROWS else self._map(value, change) for name, value in self.kwargs.items()}
         return self.func(*arguments, **named)
 
     def _may_have_rows(self, place: int) -> bool:
