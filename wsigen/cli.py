@@ -417,8 +417,18 @@ def models() -> None:
 
 
 @main.command()
-def doctor() -> None:
-    """Say what would run here, and why: versions, devices, implementations, models."""
+@click.option(
+    "--device", type=click.Choice(["auto", "cpu", "cuda", "mps"]), help="Check that rows of a batch are equal."
+)
+@click.option("--model", help="Model to check with.")
+@click.option("--batch-size", type=int, help="Windows of a batch to check with.")
+@click.option("--dtype", default="auto", help="Number format to check with.")
+def doctor(device: str | None, model: str | None, batch_size: int | None, dtype: str) -> None:
+    """Show versions, devices, models, and which implementations a render would use.
+
+    With --device every operation of the model is tried there: the pixels of a window must not depend on its row in a
+    batch. Operations that would break this are listed, with the way in which they are computed instead.
+    """
     from importlib.metadata import PackageNotFoundError, version
 
     import torch
@@ -439,6 +449,12 @@ def doctor() -> None:
         click.echo(f"{what}: {choice.name} ({choice.reason})")
     for package, obstacle in (("triton", triton_obstacle()), ("xformers", xformers_obstacle())):
         click.echo(f"  {package}: {obstacle or 'can run here'}")
+    if device is not None:
+        from wsigen.checking import check_rows
+        from wsigen.config import RenderSettings
+
+        for line in check_rows(RenderSettings(model=model or "", device=device, dtype=dtype, batch_size=batch_size)):
+            click.echo(line)
     click.echo("models:")
     click.get_current_context().invoke(models)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 
 import torch
@@ -44,9 +43,3 @@ def choose_device(device: str = "auto", dtype: str = "auto") -> DeviceChoice:
         raise SettingsError("--dtype float16: CPUs are slow at it; use bfloat16 or float32")
     name = torch.cuda.get_device_name() if device == "cuda" else device.upper()
     return DeviceChoice(device, dtype, f"{name}, {DTYPES[dtype]}")
-
-
-def visible_gpus() -> list[str]:
-    """Names that CUDA_VISIBLE_DEVICES takes for the GPUs that this process may use."""
-    chosen = os.environ.get("CUDA_VISIBLE_DEVICES")
-    return [name for name in chosen.split(",") if name] if chosen else list(map(str, range(torch.cuda.device_count())))

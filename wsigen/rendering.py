@@ -457,7 +457,7 @@ class SlideInWork:
         if plan.labels is not None:
             labelled = plan.resampled_mask if plan.resamples else plan.mask
             export_mask(labelled, plan.labels, plan.config.classes, plan.labels_format, True)
-        write_json(plan.record, _slide_record(plan, timings))
+        write_json(plan.record, _slide_record(plan, timings, self.run.ways))
         if not self.keep_canvas:
             self.canvas.remove()
         return RenderResult(
@@ -520,8 +520,8 @@ def _run_record(plan: RenderPlan) -> dict[str, Any]:
     return run_record(plan.spec, plan.summary.sha256, plan.model_sha256, extra, machine.environment)
 
 
-def _slide_record(plan: RenderPlan, timings: dict[str, float]) -> dict[str, Any]:
-    """What ``wsigen render --from`` needs for the same pixels."""
+def _slide_record(plan: RenderPlan, timings: dict[str, float], ways: list[str]) -> dict[str, Any]:
+    """What ``wsigen render --from`` needs for the same pixels, and in which ways rows of a batch were kept equal."""
     return {
         "format": "wsigen slide record 1",
         "mask": plan.spec.mask,
@@ -532,6 +532,7 @@ def _slide_record(plan: RenderPlan, timings: dict[str, float]) -> dict[str, Any]
         "model_name": plan.config.name,
         "paint": asdict(plan.spec),
         "run": _run_record(plan),
+        "equal_rows": ways,
     }
 
 

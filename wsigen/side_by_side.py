@@ -1,13 +1,12 @@
 """Calls in processes of their own, which share this machine's GPUs.
 
-A process opens the GPUs when it first asks what there is, as importing kernels does, and what CUDA_VISIBLE_DEVICES says
-later is not heard. So this module imports nothing of this package that does.
+Each process is given its GPU by number: a variable such as CUDA_VISIBLE_DEVICES comes too late where the process
+imports the user's script, which imports torch, before it is set.
 """
 
 from __future__ import annotations
 
 import multiprocessing
-import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
@@ -17,8 +16,6 @@ from typing import Any
 
 import torch
 
-from wsigen.devices import visible_gpus
-
 
 @contextmanager
 def side_by_side(jobs: int) -> Iterator[Callable[..., Callable[[], Any]]]:
@@ -26,15 +23,15 @@ def side_by_side(jobs: int) -> Iterator[Callable[..., Callable[[], Any]]]:
 
     A small network leaves most of a GPU idle, so several trained side by side cost little more than one. Each takes as
     many threads for an operation as this process, so that what it finds does not depend on ``jobs``. Where there are
-    several GPUs, processes take them in turn and see their own alone, as number 0: what one has compiled serves all.
+    several GPUs, processes take them in turn: "cuda" is their own to each.
     """
     if jobs == 1:
         yield partial
         return
-    spawn, gpus = multiprocessing.get_context("spawn"), visible_gpus()
+    spawn, gpus = multiprocessing.get_context("spawn"), torch.cuda.device_count()
     turns = spawn.SimpleQueue()
     for number in range(jobs if gpus else 0):
-        turns.put(gpus[number % len(gpus)])
+        turns.put(number % gpus)
     with ProcessPoolExecutor(jobs, spawn, _settle, (torch.get_num_threads(), turns)) as pool:
         try:
             yield lambda function, *arguments: pool.submit(function, *arguments).result
@@ -43,8 +40,8 @@ def side_by_side(jobs: int) -> Iterator[Callable[..., Callable[[], Any]]]:
             raise
 
 
-def _settle(threads: int, turns: SimpleQueue[str]) -> None:
+def _settle(threads: int, turns: SimpleQueue[int]) -> None:
     """Make a new process ready."""
     torch.set_num_threads(threads)
     if not turns.empty():
-        os.environ["CUDA_VISIBLE_DEVICES"] = turns.get()
+        torch.cuda.set_device(turns.get())

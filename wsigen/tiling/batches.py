@@ -126,8 +126,12 @@ class Batcher:
         """
         group = _Group(loads, self.painter.batch_size)
         for number, futures in enumerate(group.futures):
+
+            def queue(ticket: int, number: int = number) -> object:
+                return self.crew.loaders.submit(self._load, group, number, ticket)
+
             try:
-                self._room.in_turn(lambda ticket, n=number: self.crew.loaders.submit(self._load, group, n, ticket))
+                self._room.in_turn(queue)
             except RuntimeError:  # the crew was sent home
                 for future in futures:
                     future.set_exception(InterruptedError("painting was stopped"))

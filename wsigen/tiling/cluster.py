@@ -1,7 +1,7 @@
 """Where tasks run: threads of this process, processes of this machine, or a Dask cluster anywhere.
 
 All three answer `submit` with a future and keep a `Workshop` in each process. Locally there is one process for each
-GPU, which alone it sees (CUDA_VISIBLE_DEVICES), or for a share of the cores. On a cluster a worker plugin opens the
+GPU, which it is given by number, or for a share of the cores. On a cluster a worker plugin opens the
 Workshop, also on workers that come later or start again; only tasks and counts travel, pixels go to the canvas.
 """
 
@@ -20,7 +20,7 @@ import dask
 import torch
 from distributed import Client, Nanny, Scheduler, SpecCluster, Worker, WorkerPlugin, get_worker
 
-from wsigen.devices import DeviceChoice, choose_device, visible_gpus
+from wsigen.devices import DeviceChoice, choose_device
 from wsigen.errors import ClusterError, SettingsError, WsigenError
 from wsigen.tiling.batches import Crew
 from wsigen.tiling.plan import Task
@@ -42,8 +42,11 @@ class Painters(Protocol):
     lanes: int  # batches that are painted at a time, over all processes
     live: bool  # whether `counts` knows what running tasks have done
 
-    def prepare(self, job: Job) -> None:
-        """Let every process open a slide now, so that what is wrong is said once and before any task."""
+    def prepare(self, job: Job) -> list[str]:
+        """Let every process open a slide now, so that what is wrong is said once and before any task.
+
+        Returns what is computed otherwise than torch would, so that rows of a batch are equal: a line an operation.
+        """
 
     def submit(self, job: Job, task: Task, priority: int) -> Any:
         """Start a task, the lowest priority first; its future has `add_done_callback`, `result` and `cancel`."""
@@ -131,9 +134,9 @@ class _LocalPainters:
             finally:
                 workshop.close()
 
-    def prepare(self, job: Job) -> None:
-        with self.workshop.studio(job):
-            pass
+    def prepare(self, job: Job) -> list[str]:
+        with self.workshop.studio(job) as studio:
+            return studio.verdict.describe()
 
     def submit(self, job: Job, task: Task, priority: int) -> Any:
         return self.executor.submit(self.workshop.run, job, task)
@@ -149,10 +152,12 @@ class WorkshopPlugin(WorkerPlugin):
     """Opens a Workshop on every worker of a cluster, also on those that come later or start again.
 
     ``lanes`` batches are painted at a time (None: as many as the worker has threads), ``loaders`` threads read ahead.
+    ``by_number``: a worker's name is the number of its GPU. Variables such as CUDA_VISIBLE_DEVICES come too late where
+    a worker imports the user's script, which imports torch, before they are set.
     """
 
-    def __init__(self, name: str, lanes: int | None, loaders: int | None) -> None:
-        self.name, self.lanes, self.loaders = name, lanes, loaders
+    def __init__(self, name: str, lanes: int | None, loaders: int | None, by_number: bool = False) -> None:
+        self.name, self.lanes, self.loaders, self.by_number = name, lanes, loaders, by_number
         self.workshop: Workshop | None = None
 
     def setup(self, worker: Worker) -> None:
@@ -160,7 +165,8 @@ class WorkshopPlugin(WorkerPlugin):
         torch.set_num_threads(INTRA_OP_THREADS)
         threads = worker.state.nthreads
         crew = Crew(self.lanes or threads, self.loaders or loaders_for(threads))
-        self.workshop = Workshop(crew, f"worker {worker.address}")
+        device = f"cuda:{worker.name}" if self.by_number else None
+        self.workshop = Workshop(crew, f"worker {worker.address}", device)
 
     def teardown(self, worker: Worker) -> None:
         """Stop painting."""
@@ -179,11 +185,14 @@ def run_on_worker(name: str, job: Job, task: Task) -> TaskResult:
     return _workshop(get_worker(), name).run(job, task)
 
 
-def prepare_on_worker(name: str, job: Job, dask_worker: Worker) -> str | None:
-    """Open a slide on a Dask worker; what is wrong is returned, as Dask would repeat what is raised in its log."""
+def prepare_on_worker(name: str, job: Job, dask_worker: Worker) -> list[str] | str:
+    """Open a slide on a Dask worker, and return what `Painters.prepare` does.
+
+    What is wrong is returned, as a string: Dask would repeat what is raised in its log.
+    """
     try:
-        with _workshop(dask_worker, name).studio(job):
-            return None
+        with _workshop(dask_worker, name).studio(job) as studio:
+            return studio.verdict.describe()
     except WsigenError as error:
         return f"{type(error).__name__} {error}"
 
@@ -209,7 +218,7 @@ class _DaskPainters:
             local_cluster(device, workers, tasks_at_once(device, lanes)) as cluster,
             Client(cluster.scheduler_address, set_as_default=False) as client,
         ):
-            plugin = WorkshopPlugin("wsigen", lanes, loaders)
+            plugin = WorkshopPlugin("wsigen", lanes, loaders, torch.device(device).type == "cuda")
             with client.as_current():
                 client.register_plugin(plugin)
             yield cls(client, plugin, lanes)
@@ -232,16 +241,21 @@ class _DaskPainters:
                 with suppress(Exception):
                     client.unregister_worker_plugin(plugin.name)
 
-    def prepare(self, job: Job) -> None:
+    def prepare(self, job: Job) -> list[str]:
         answers = self.client.run(prepare_on_worker, self.plugin.name, job, on_error="return")
         for address, answer in answers.items():
             if isinstance(answer, OSError):
                 continue  # a worker that died just now; if it comes back, its first task opens the slide
             if isinstance(answer, BaseException):
                 raise ClusterError(f"worker {address} failed to open the slide: {answer}") from answer
-            if answer:
+            if isinstance(answer, str):
                 kind, _, text = answer.partition(" ")
                 raise _ERRORS.get(kind, ClusterError)(text)
+        ways = {address: answer for address, answer in answers.items() if isinstance(answer, list)}
+        for address, answer in ways.items():
+            if answer != next(iter(ways.values())):
+                raise ClusterError(f"worker {address} keeps rows of a batch equal in other ways; use like machines")
+        return next(iter(ways.values()), [])
 
     def submit(self, job: Job, task: Task, priority: int) -> Any:
         key = f"wsigen-{job.name}-{task.key}"
@@ -293,18 +307,18 @@ def new_loaders(processes: int) -> int:
 
 @contextmanager
 def local_cluster(device: str, workers: int, threads: int) -> Iterator[SpecCluster]:
-    """A cluster of processes on this machine; each has a GPU of its own if they paint on GPUs."""
+    """A cluster of processes on this machine, named by number; each has a GPU of its own if they paint on GPUs."""
     _silence_dask()
-    gpus = visible_gpus() if torch.device(device).type == "cuda" else []
-    if gpus and workers > len(gpus):
-        raise SettingsError(f"--workers {workers}: this machine shows {len(gpus)} GPUs; use at most one worker each")
+    if torch.device(device).type == "cuda" and workers > torch.cuda.device_count():
+        raise SettingsError(
+            f"--workers {workers}: this machine shows {torch.cuda.device_count()} GPUs; use at most one worker each"
+        )
     nannies = {
         index: {
             "cls": Nanny,
             "options": {
                 "nthreads": threads,
                 "memory_limit": 0,
-                "env": {"CUDA_VISIBLE_DEVICES": gpus[index]} if gpus else {},
                 "preload": ["wsigen.tiling.worker_start"],
             },
         }

@@ -114,6 +114,7 @@ class Run:
         self.job = Job.of(canvas, spec)
         self.plan = make_plan(canvas, region, occupied, spec.batch_size)
         self.error: BaseException | None = None
+        self.ways: list[str] = []  # in which operations keep rows of a batch equal, of those that would not
         self.work = TaskResult()
         self._write_blank()
         self._whole = region is None
@@ -179,7 +180,7 @@ class Engine:
 
     def add(self, run: Run) -> None:
         """Take a run up, after those that were added before. Lets every process open the slide first."""
-        self.painters.prepare(run.job)
+        run.ways = self.painters.prepare(run.job)
         waits = _Waits(len(self._runs), run)
         for rank in waits.ready:
             heapq.heappush(self._ready, (waits.number, rank))

@@ -6,31 +6,43 @@ that the unknown rest grows to fit (as in inpainting with a data-predicting solv
 common band is blended when it is read, see `wsigen.tiling.blending`.
 
 A window's pixels depend on nothing but the window: batches always have the same shape, noise is keyed by coordinates,
-and context is what was stored, as uint8, never a live float.
+context is what was stored, as uint8, never a live float, and rows of a batch are computed alike, which is checked
+before the first batch (`Painter.open`).
 """
 
+import hashlib
+import itertools
+import json
 import threading
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from importlib.metadata import PackageNotFoundError, version
 
 import numpy as np
 import torch
 from torch import Tensor
+from wsigen_kernels import attention, norm
 
+from wsigen.cores import available_cores
 from wsigen.diffusion.noise import coordinate_normals
 from wsigen.diffusion.schedules import NoiseSchedule
 from wsigen.errors import SettingsError
-from wsigen.masks.conditions import Surroundings
-from wsigen.masks.synthesis.layout import LayoutWindow
+from wsigen.local_cache import one_process_at_a_time, recall, remember
+from wsigen.masks.conditions import HALO, Surroundings
+from wsigen.masks.synthesis.layout import REGIONS, LayoutWindow, cells_of
 from wsigen.models.conditioned import WindowInputs
 from wsigen.models.conditioning import condition_planes, derive_conditions
+from wsigen.models.config import ModelConfig
 from wsigen.models.denoise import denoise, model_sampler
 from wsigen.models.layouts import density_gains, layout_planes
 from wsigen.models.nasdm import NasdmModel
 from wsigen.models.recorded import Recorded
 from wsigen.models.stain import StainStyle
+from wsigen.tiling.rows import RowCheck, Verdict, equal_rows, rows_are_equal
 
+COMPILERS = 16  # threads that compile kernels; each also waits for an assembler and a C compiler
 RECORDED_STEPS = 100  # up to so many a batch is one CUDA graph; longer ones keep a GPU busy without
 
 
@@ -52,6 +64,8 @@ class WindowJob:
 # The arrays of Surroundings or LayoutWindow, (B, ...); context (B, W, W, 3) uint8; known (B, W, W) bool; corners (B, 2)
 # int64: x0, y0.
 BatchTensors = tuple[Tensor, ...]
+Kinds = tuple[tuple[torch.Size, torch.dtype], ...]  # of a batch's tensors
+WAYS_TRIED = 1  # raised when `wsigen.tiling.rows` tries other ways, so that older verdicts do not count
 MASK_STREAM = 1  # of noise: the mask of a seed and its slide see noise that has nothing to do with each other
 
 
@@ -106,7 +120,7 @@ class Painter:
         self.guidance_scale = guidance_scale
         self.seed = seed
         self.batch_size = batch_size
-        self.device = torch.device(device)
+        self.device = _numbered(torch.device(device))
         self.dtype = dtype
         self.glass_rgb = np.array(style.glass_rgb, np.uint8)
         vector = torch.from_numpy(config.style_range.normalise(np.asarray(style.vector)))
@@ -115,9 +129,33 @@ class Painter:
         self._gains = density_gains(config.response, self.device)
         on_gpu = self.device.type == "cuda"
         self._recorded = Recorded(self._pixels) if on_gpu and num_inference_steps <= RECORDED_STEPS else None
+        self._verdicts: dict[Kinds, Verdict] = {}
+        self._opening = threading.Lock()
         self._replaying = threading.Lock()
         self._copies_in = torch.cuda.Stream(self.device) if on_gpu else None
         self._copies_out = torch.cuda.Stream(self.device) if on_gpu else None
+
+    def open(self, window: int) -> Verdict:
+        """Make ready for windows of ``window`` px: compile kernels, check that rows are computed alike, record.
+
+        Kernels are compiled once a machine, several at a time, and the check's verdict is kept there too; without a
+        call the first batch does this. Raises SettingsError where rows of a batch differ whatever is tried.
+        """
+        batch = self.prepare([_any_window(self.model.config, window)])
+        if batch.ready is None:
+            with torch.inference_mode():
+                self._ensure_open(batch.tensors)
+        else:
+            self.fetch(self.launch(batch))  # which records it
+        return self._verdicts[_kinds(batch.tensors)]
+
+    def check_rows(self, window: int) -> Verdict:
+        """Check anew whether rows of a batch are computed alike, whatever is known already."""
+        batch = self.prepare([_any_window(self.model.config, window)])
+        with self._on_device(), torch.inference_mode():
+            if batch.ready is not None:
+                batch.ready.synchronize()
+            return self._check(batch.tensors)
 
     def needs_model(self, mask: Surroundings | LayoutWindow, held: tuple[slice, slice]) -> bool:
         """Whether a window holds (rows, columns) a pixel that is not clear glass; the others are filled with glass."""
@@ -152,12 +190,18 @@ class Painter:
     @torch.inference_mode()
     def launch(self, batch: Prepared, stop: Callable[[], bool] = lambda: False) -> Launched:
         """Paint a batch. On a GPU this returns when all work is queued; one thread at a time calls it there."""
+        with self._on_device():
+            return self._launch(batch, stop)
+
+    def _launch(self, batch: Prepared, stop: Callable[[], bool]) -> Launched:
+        if batch.ready is not None:
+            torch.cuda.current_stream(self.device).wait_event(batch.ready)
+        self._ensure_open(batch.tensors)
         if batch.ready is None or self._copies_out is None:
             started = time.perf_counter()
             pixels = self._pixels(*batch.tensors, stop=stop).cpu()
             return Launched(batch.count, pixels, time.perf_counter() - started)
         stream = torch.cuda.current_stream(self.device)
-        stream.wait_event(batch.ready)
         for tensor in batch.tensors:
             tensor.record_stream(stream)
         begun = stream.record_event(torch.cuda.Event(enable_timing=True))
@@ -185,7 +229,84 @@ class Painter:
             seconds = launched.begun.elapsed_time(launched.ended) / 1000
         return launched.pixels[: launched.count].numpy(), seconds
 
+    @contextmanager
+    def _on_device(self) -> Iterator[None]:
+        """Make this painter's GPU the current one of the thread, and let libraries round as they do by default."""
+        if self.device.type != "cuda":
+            yield
+            return
+        product = torch.backends.cuda.matmul
+        before = product.allow_tf32
+        with (
+            torch.cuda.device(self.device),
+            torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=True),
+        ):
+            product.allow_tf32 = False
+            try:
+                yield
+            finally:
+                product.allow_tf32 = before
+
+    def _ensure_open(self, tensors: BatchTensors) -> None:
+        """Before the first batch of a shape: compile, and find out how to keep its rows equal."""
+        kinds = _kinds(tensors)
+        if kinds in self._verdicts:
+            return
+        with self._opening:
+            if kinds in self._verdicts:
+                return
+            equal = tuple(tensor[:1].expand_as(tensor).contiguous() for tensor in tensors)
+            name = f"rows-{self._fingerprint(kinds)}"
+            known = recall(name)
+            if self.device.type == "cuda" and "triton" in (norm.BACKEND, attention.BACKEND):
+                # Processes take turns: what the first one compiles lies in Triton's cache for the others.
+                with one_process_at_a_time("compiling"):
+                    self._compile(equal)
+            verdict = Verdict(**known) if known else self._check(equal)
+            if not known:
+                remember(name, asdict(verdict))
+            self._verdicts[kinds] = verdict
+
+    def _compile(self, equal: BatchTensors) -> None:
+        from wsigen_kernels.compiling import compile_ahead
+
+        compile_ahead(lambda: self._compute(*equal), self.device, min(COMPILERS, 2 * available_cores()))
+
+    def _check(self, equal: BatchTensors) -> Verdict:
+        """Run with equal rows and find a way for every operation that does not keep them equal.
+
+        All steps make the same calls, so that on a CPU, where they take long, one step is enough. On a GPU all are
+        made, and the pixels compared as well: kernels that are launched beside torch are seen by nothing else.
+        """
+        on_gpu, steps = self.device.type == "cuda", itertools.count()
+        with RowCheck(self.batch_size) as check:
+            try:
+                pixels = self._compute(*equal, stop=lambda: not on_gpu and next(steps) > 0)
+            except InterruptedError:
+                return check.verdict
+        if not rows_are_equal(pixels, self.batch_size):
+            raise SettingsError(
+                f"--batch-size {self.batch_size}: rows of a batch differ on this device, in one of wsigen's own "
+                "kernels; set WSIGEN_NORM=torch, and report this"
+            )
+        return check.verdict
+
+    def _fingerprint(self, kinds: Kinds) -> str:
+        """What the verdict depends on: the network, the batch, the settings that choose calls, and what computes."""
+        from wsigen.tiling.spec import environment
+
+        versions = [torch.backends.cudnn.version(), torch.get_num_threads(), norm.BACKEND, attention.BACKEND]
+        network = [asdict(self.model.config.unet), self.model.config.paints, self.guidance_scale]
+        steps = [self.sampler.name, len(self.sampler.steps), str(self.dtype), str(kinds)]
+        facts = [environment(str(self.device)), versions, network, steps, triton_version(), WAYS_TRIED]
+        return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()[:24]
+
     def _pixels(self, *tensors: Tensor, stop: Callable[[], bool] = lambda: False) -> Tensor:
+        """Paint a batch with rows that are equal where their windows are; arguments and result as in `_compute`."""
+        with equal_rows(self.batch_size, self._verdicts[_kinds(tensors)].ways):
+            return self._compute(*tensors, stop=stop)
+
+    def _compute(self, *tensors: Tensor, stop: Callable[[], bool] = lambda: False) -> Tensor:
         """Paint a batch on the device, arguments as in BatchTensors: (B, W, W, 3) uint8.
 
         Clear glass is known, but for a painted neighbour's pixels, which stay as they are.
@@ -228,6 +349,46 @@ class Painter:
     def _noise(self, corners: Tensor, size: int, step: int) -> Tensor:
         stream = MASK_STREAM if self.model.config.paints == "mask" else 0
         return coordinate_normals(self.seed, corners[:, 0], corners[:, 1], size, size, step, stream, self.device)
+
+
+def _any_window(config: ModelConfig, side: int) -> WindowJob:
+    """A window of some content, to try a painter with: two nuclei in tissue, and a strip that is painted already."""
+    known = np.zeros((side, side), bool)
+    known[:, : side // 8] = True
+    context = np.full((side, side, 3), 200, np.uint8)
+    if config.paints == "mask":
+        cells = cells_of(side)
+        return WindowJob(
+            0,
+            0,
+            LayoutWindow(np.full((len(config.classes) + len(REGIONS), cells, cells), 60, np.uint8)),
+            context,
+            known,
+        )
+    classes = np.zeros((side + 2 * HALO, side + 2 * HALO), np.uint8)
+    classes[HALO : HALO + 20, HALO : HALO + 20], classes[-40:-10, -40:-10] = 1, len(config.classes)
+    tissue = np.ones_like(classes)
+    tissue[:, side // 2 :] = 0
+    return WindowJob(0, 0, Surroundings(classes, classes.astype(np.int32), tissue), context, known)
+
+
+def _numbered(device: torch.device) -> torch.device:
+    """The device with its number, so that no thread takes another one for it."""
+    if device.type == "cuda" and device.index is None:
+        return torch.device("cuda", torch.cuda.current_device())
+    return device
+
+
+def _kinds(tensors: Sequence[Tensor]) -> Kinds:
+    return tuple((tensor.shape, tensor.dtype) for tensor in tensors)
+
+
+def triton_version() -> str:
+    """Version of Triton, or that there is none."""
+    try:
+        return version("triton")
+    except PackageNotFoundError:
+        return "none"
 
 
 def from_uint8(pixels: Tensor) -> Tensor:

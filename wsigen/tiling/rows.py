@@ -102,7 +102,7 @@ class _EqualRows(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if _name(func) in self._names:
             call = _Call(func, args, kwargs or {}, self.rows)
-            if (key := call.key) in self.ways:
+            if (key := call.key) is not None and key in self.ways:
                 return _WAYS[self.ways[key]](call)
         return func(*args, **(kwargs or {}))
 
@@ -278,9 +278,7 @@ def _has_rows(result: Any, rows: int) -> bool:
 def _name(func: Any) -> str:
     """Name of a function: `conv2d`, or `wsigen::merge` for an operator."""
     schema = getattr(func, "_schema", None)
-    if schema is not None:
-        return schema.name
-    return getattr(func, "_qualified_op_name", None) or getattr(func, "__name__", type(func).__name__)
+    return str(schema.name if schema is not None else getattr(func, "__name__", type(func).__name__))
 
 
 def _kind(value: Any) -> str:

@@ -56,6 +56,7 @@ class Studio:
         self.canvas, self.painter, self.mpp = canvas, painter, mpp
         self.source = source
         self.mask = _at_scale(source, mpp)
+        self.verdict = painter.open(canvas.grid.window)
         self.painted = 0
         self.glass = 0
         self._counting = threading.Lock()

@@ -52,10 +52,13 @@ class Job:
 
 
 class Workshop:
-    """Paints tasks of any slide with one crew of threads. Threads may share it."""
+    """Paints tasks of any slide with one crew of threads. Threads may share it.
 
-    def __init__(self, crew: Crew, where: str = "this process") -> None:
-        self.crew, self.where = crew, where
+    ``device``: the GPU of this process, where the process sees several ("cuda:1"); None: that of the job.
+    """
+
+    def __init__(self, crew: Crew, where: str = "this process", device: str | None = None) -> None:
+        self.crew, self.where, self.device = crew, where, device
         self._lock = threading.RLock()
         self._studios: OrderedDict[str, Studio] = OrderedDict()
         self._users: dict[str, int] = {}
@@ -100,7 +103,8 @@ class Workshop:
             studio.close()
 
     def _open(self, job: Job) -> Studio:
-        found = json.dumps(environment(job.spec.device), sort_keys=True)
+        spec = replace(job.spec, device=self.device or job.spec.device)
+        found = json.dumps(environment(spec.device), sort_keys=True)
         if found != job.environment:
             raise StoreError(f"{self.where} has {found}, this run needs {job.environment}; use like machines")
         for path in (job.spec.mask, job.spec.model, job.canvas):
@@ -109,7 +113,7 @@ class Workshop:
                     f"{self.where} cannot see {path}; put masks, models and slides where all workers find them "
                     "under the same path"
                 )
-        return Studio.open(job.spec, job.canvas, self.crew, self._model(job.spec))
+        return Studio.open(spec, job.canvas, self.crew, self._model(spec))
 
     def _model(self, spec: PaintSpec) -> NasdmModel:
         key = (spec.model, spec.device, spec.dtype)
