@@ -73,7 +73,8 @@ class RowCheck(TorchFunctionMode):
         if key is None or key in self._seen or not _has_rows(result, self.rows):
             return result
         self._seen.add(key)
-        if not rows_are_equal(result, self.rows):
+        # A weight may have as many rows as the batch: what is made of unequal rows may differ.
+        if not rows_are_equal(result, self.rows) and rows_are_equal(call.given, self.rows):
             self._ways[key], result = self._other_way(call, key)
         return result
 
@@ -164,7 +165,7 @@ class _Call:
         if name in _UNDEFINED or name.startswith("__"):
             return None
         parts = [_kind(value) for value in self.args] + [f"{key}={_kind(v)}" for key, v in self.kwargs.items()]
-        return f"{name}({', '.join(parts)})" if self._has_rows() else None
+        return f"{name}({', '.join(parts)})" if _has_rows(self.given, self.rows) else None
 
     @property
     def in_place(self) -> bool:
@@ -189,15 +190,17 @@ class _Call:
         schema = getattr(self.func, "_schema", None)
         return schema is None or place >= len(schema.arguments) or schema.arguments[place].name not in _NO_ROWS
 
-    def _has_rows(self) -> bool:
-        found = []
+    @property
+    def given(self) -> list[Tensor]:
+        """Tensors among the arguments that may have rows."""
+        found: list[Tensor] = []
         for place, value in enumerate(self.args):
             if self._may_have_rows(place):
                 found += list(_tensors(value))
         for name, value in self.kwargs.items():
             if name not in _NO_ROWS:
                 found += list(_tensors(value))
-        return any(tensor.dim() and len(tensor) == self.rows for tensor in found)
+        return found
 
     def _map(self, value: Any, change: Callable[[Tensor], Tensor]) -> Any:
         if isinstance(value, Tensor):
