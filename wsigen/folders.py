@@ -9,13 +9,18 @@ from pathlib import Path, PurePosixPath
 
 from wsigen.errors import WsigenError
 
-_BROWSERS_FILES = {"thumbs.db", "ehthumbs.db", "desktop.ini"}
+_BROWSERS_FILES = {".ds_store", ".localized", "thumbs.db", "ehthumbs.db", "desktop.ini"}
 
 
 def is_dropping(name: str) -> bool:
-    """Whether a file of this name (a path will do) is hidden (.DS_Store, ._x.png) or a file browser's (Thumbs.db)."""
+    """Whether a file of this name (a path will do) is a file browser's: .DS_Store, ._x.png, Thumbs.db, .."""
     last = PurePosixPath(name).name
-    return last.startswith(".") or last.lower() in _BROWSERS_FILES
+    return last.startswith("._") or last.lower() in _BROWSERS_FILES
+
+
+def is_empty(folder: Path) -> bool:
+    """Whether a folder holds nothing but what file browsers leave."""
+    return all(is_dropping(path.name) and path.is_file() for path in folder.iterdir())
 
 
 @contextmanager

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from enum import StrEnum
 
+ORIGIN_HELP = "Corner that outlines count from, on a slide with bounds: auto is the bounds for QuPath, else the slide."
+
 
 class Origin(StrEnum):
     """The corner that outlines are counted from."""
