@@ -484,7 +484,7 @@ def mask() -> None:
 @click.option("--table", type=PATH, help="CSV or JSON of the classes of a label image's ids.")
 @click.option("--image", help="Picture or channel to take, where SOURCE has several (COCO, OME-Zarr, label TIFF).")
 @click.option("--outlines", type=click.Choice(["edges", "centres"]), help="Where outlines run. [default: by format]")
-@click.option("--origin", type=click.Choice(list(Origin)), default=Origin.AUTO, show_default=True, help=ORIGIN_HELP)
+@click.option("--origin", type=click.Choice([*map(str, Origin)]), default="auto", show_default=True, help=ORIGIN_HELP)
 @click.option("--allow-empty", is_flag=True, help="Write a mask also where SOURCE gives no nuclei.")
 @click.option("--model", default="", help="Model whose classes the mask uses.")
 @click.option("--overwrite", is_flag=True, help="Replace an existing file.")
@@ -541,7 +541,7 @@ def mask_import(
 @click.option("-o", "--out", type=PATH, required=True, help=".geojson, .db, .json (COCO) or .ome.zarr.")
 @click.option("--format", "kind", type=click.Choice(LABEL_FORMATS), help="[default: by ending]")
 @click.option("--like", type=PATH, help="Slide that the nuclei are for: its bounds decide what QuPath counts from.")
-@click.option("--origin", type=click.Choice(list(Origin)), default=Origin.AUTO, show_default=True, help=ORIGIN_HELP)
+@click.option("--origin", type=click.Choice([*map(str, Origin)]), default="auto", show_default=True, help=ORIGIN_HELP)
 @click.option("--model", default="", help="Model whose classes the mask uses.")
 @click.option("--overwrite", is_flag=True, help="Replace an existing file.")
 def mask_export(

@@ -25,7 +25,9 @@ def view_command(shares: Callable[[], AbstractContextManager[Callable[[str, floa
     @click.option(
         "--overlay", type=PATH, help="Nuclei to lay over it: a mask, or outlines (GeoJSON, and what imports)."
     )
-    @click.option("--origin", type=click.Choice(list(Origin)), default=Origin.AUTO, show_default=True, help=ORIGIN_HELP)
+    @click.option(
+        "--origin", type=click.Choice([*map(str, Origin)]), default="auto", show_default=True, help=ORIGIN_HELP
+    )
     @click.option("--compare", type=PATH, help="Another slide, side by side or under a curtain.")
     @click.option("--model", default="", help="Of a mask: name of a shipped model, or folder of one.")
     @click.option("--style", help="Of a mask: a style's name, or a picture or slide to measure.")

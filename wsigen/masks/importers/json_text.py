@@ -14,8 +14,9 @@ from wsigen.text_files import UTF16_MARKS
 
 _WORDS = (b"NaN", b"Infinity")
 _BARE = re.compile(b"-?(?:" + b"|".join(_WORDS) + b")")
-# The end of a piece that may be the beginning of one of these words, or of an escape.
-_BEGINNINGS = sorted((word[:n] for word in _WORDS for n in range(1, len(word))), key=len, reverse=True)
+# The end of a piece that may be the beginning of one of these words, or of an escape. Whole words count too: the last
+# letter of NaN begins another one.
+_BEGINNINGS = sorted((word[:n] for word in _WORDS for n in range(1, len(word) + 1)), key=len, reverse=True)
 _UNFINISHED = re.compile(rb"(?:\\|-?(?:" + b"|".join(_BEGINNINGS) + rb")|-)\Z")
 _ESCAPE = re.compile(rb"\\.", re.DOTALL)
 

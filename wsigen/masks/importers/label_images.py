@@ -222,6 +222,8 @@ def read_table(path: Path, stem: str) -> dict[int, str]:
 
 def _json_table(data: Any, stem: str) -> Mapping[Any, Any]:
     if isinstance(data, list):
+        if not all(isinstance(item, dict) for item in data):
+            raise ValueError("its entries are no maps of id and class")
         return {_first(item, _ID_COLUMNS): _first(item, _CLASS_COLUMNS) for item in data}
     if isinstance(data.get(stem), dict):
         return data[stem]
