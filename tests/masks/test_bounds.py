@@ -9,7 +9,9 @@ from click.testing import CliRunner
 from leica import SIZE, write_slide_with_bounds
 
 from wsigen.cli import main
+from wsigen.masks.origin import Origin
 from wsigen.masks.slide_mask import MaskWindow, SlideMask
+from wsigen.viewer.scene import SceneSettings, open_scene
 
 
 def run(*arguments: object) -> tuple[int, str]:
@@ -109,6 +111,19 @@ def test_what_is_exported_for_a_slide_comes_back_to_its_place(
     code, text = run("mask", "import", out, "--like", slide, "--origin", origin, "-o", again)
     assert code == 0, text
     assert np.array_equal(read(again).classes, read(first).classes)
+
+
+@pytest.mark.parametrize("origin", list(Origin))
+def test_the_viewer_counts_alike_and_says_so(origin: Origin, slide: Path, cells: Path) -> None:
+    scene = open_scene(SceneSettings(slide, cells, origin))
+    try:
+        x, y = (15, 15) if origin is Origin.SLIDE else (65, 55)
+        found = scene.overlays["overlay"].find(x, y)
+        assert found is not None and found.area == 100
+        assert [note for note in scene.notes if "(50, 40)" in note] == scene.notes
+        assert len(scene.notes) == (origin is not Origin.SLIDE)
+    finally:
+        scene.close()
 
 
 def test_bounds_that_are_not_there_cannot_be_counted_from(slide: Path, cells: Path, tmp_path: Path) -> None:
