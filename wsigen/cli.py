@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import sys
@@ -16,15 +17,22 @@ from wsigen_kernels import BackendError
 from wsigen import __version__
 from wsigen.errors import SettingsError, WsigenError
 from wsigen.evaluation.commands import audit, distill, evaluate, study
+from wsigen.masks.origin import ORIGIN_HELP, Origin
 from wsigen.synthesis_commands import layout, sample, synth
 from wsigen.viewer.commands import view_command
 
 if TYPE_CHECKING:
     from wsigen.rendering import RenderPlan, RenderResult
     from wsigen.series import SlideEntry
+    from wsigen.slides.info import SlideInfo
     from wsigen.synthesis import MaskPlan
     from wsigen.tiling.engine import Progress
 
+# What the file system refuses where a folder is missing, read-only or full: the user's to mend, not a defect.
+MENDABLE = {
+    *(errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ENOENT),
+    *(errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG),
+}
 STOPPED = 130  # exit code after Ctrl-C, as shells have it
 PATH = click.Path(path_type=Path)
 # Of slides/formats.py and masks/exporters, which are not imported for --help.
@@ -42,6 +50,11 @@ class _Commands(click.Group):
             return super().invoke(ctx)
         except (WsigenError, BackendError) as error:
             click.echo(f"wsigen: {error}", err=True)
+            sys.exit(2)
+        except OSError as error:
+            if error.filename is None or error.errno not in MENDABLE:
+                raise
+            click.echo(f"wsigen: {error.filename}: {error.strerror}; check the path and its permissions", err=True)
             sys.exit(2)
 
 
@@ -334,11 +347,14 @@ def _report(result: RenderResult) -> None:
 @click.argument("slide", type=PATH)
 def info(slide: Path) -> None:
     """Say what SLIDE is: size, levels, scale, and whether and how it was painted."""
-    from wsigen.slides.info import read_slide_info
+    from wsigen.slides.reading import describe_slide
 
-    facts = read_slide_info(slide)
+    facts = describe_slide(slide)
     click.echo(f"{slide}: {facts.width:,} x {facts.height:,} px, {facts.vendor or 'unknown vendor'}")
-    click.echo(f"scale: {_number(facts.mpp, 'um/px')}, objective {_number(facts.objective_power, 'x')}")
+    click.echo(f"scale: {_scale(facts)}, objective {_number(facts.objective_power, 'x')}")
+    if facts.bounds:
+        x, y, width, height = facts.bounds
+        click.echo(f"bounds: {width:,} x {height:,} px at ({x}, {y}); QuPath counts from there")
     sizes = ", ".join(f"{level.width} x {level.height}" for level in facts.levels)
     click.echo(f"levels: {len(facts.levels)} ({sizes})")
     pictures = ", ".join(f"{name} {width} x {height}" for name, (width, height) in facts.associated.items())
@@ -395,6 +411,14 @@ def verify(slide: Path, mask: Path, record: Path | None, model: str | None, wind
         sys.exit(1)
     worst = max(check.difference for check in checks)
     click.echo(f"{slide}: {len(checks)} windows painted again, all equal up to JPEG (at most {worst:.2f} of 255)")
+
+
+def _scale(facts: SlideInfo) -> str:
+    from wsigen.masks.scale import are_square
+
+    if are_square(facts.pixel_sizes):
+        return _number(facts.mpp, "um/px")
+    return "{:g} x {:g} um/px (width x height)".format(*facts.pixel_sizes)
 
 
 def _number(value: float | None, unit: str) -> str:
@@ -474,8 +498,10 @@ def mask() -> None:
 @click.option("--size", metavar="WxH", help="Size of the slide, px. [default: the source's, or up to its last object]")
 @click.option("--mpp", type=click.FloatRange(min=0, min_open=True), help="Microns per pixel of the slide.")
 @click.option("--table", type=PATH, help="CSV or JSON of the classes of a label image's ids.")
-@click.option("--image", help="Picture to take, where SOURCE has several (COCO, OME-Zarr).")
+@click.option("--image", help="Picture or channel to take, where SOURCE has several (COCO, OME-Zarr, label TIFF).")
 @click.option("--outlines", type=click.Choice(["edges", "centres"]), help="Where outlines run. [default: by format]")
+@click.option("--origin", type=click.Choice([*map(str, Origin)]), default="auto", show_default=True, help=ORIGIN_HELP)
+@click.option("--allow-empty", is_flag=True, help="Write a mask also where SOURCE gives no nuclei.")
 @click.option("--model", default="", help="Model whose classes the mask uses.")
 @click.option("--overwrite", is_flag=True, help="Replace an existing file.")
 def mask_import(
@@ -490,18 +516,21 @@ def mask_import(
     table: Path | None,
     image: str | None,
     outlines: str | None,
+    origin: str,
+    allow_empty: bool,
     model: str,
     overwrite: bool,
 ) -> None:
     """Write a slide mask of the cells in SOURCE.
 
     SOURCE: QuPath GeoJSON (.gz too), HoVer-Net JSON or .mat, CellViT JSON or GeoJSON, TIAToolbox .db, Lizard or CoNSeP
-    .mat, COCO JSON, ImageScope XML, OME-Zarr labels, label TIFF or PNG. Its format is recognised from its content.
+    .mat, COCO JSON, ImageScope or ASAP XML, OME-Zarr labels, label TIFF or PNG. Its format is recognised from its
+    content.
     """
     from wsigen.masks.importers import ImportSettings, import_mask
     from wsigen.models.registry import DEFAULT_MODEL, load_config
 
-    like_size, like_mpp = _size_of(like) if like else (None, None)
+    slide = _slide_like(like) if like else None
     settings = ImportSettings(
         classes=load_config(model or DEFAULT_MODEL).classes.names,
         class_maps=class_maps,
@@ -510,8 +539,11 @@ def mask_import(
         table=table,
         image=image,
         pixel_centres=None if outlines is None else outlines == "centres",
-        size=_parse_size(size) if size else like_size,
-        mpp=mpp or like_mpp,
+        size=_parse_size(size) if size else (slide.width, slide.height) if slide else None,
+        mpp=mpp or (slide.mpp if slide else None),
+        bounds=slide.bounds[:2] if slide and slide.bounds else None,
+        origin=Origin(origin),
+        allow_empty=allow_empty,
     )
     with _shares() as progress:
         report = import_mask(source, out, settings, overwrite=overwrite, progress=progress)
@@ -524,25 +556,37 @@ def mask_import(
 @click.argument("file", type=PATH)
 @click.option("-o", "--out", type=PATH, required=True, help=".geojson, .db, .json (COCO) or .ome.zarr.")
 @click.option("--format", "kind", type=click.Choice(LABEL_FORMATS), help="[default: by ending]")
+@click.option("--like", type=PATH, help="Slide that the nuclei are for: its bounds decide what QuPath counts from.")
+@click.option("--origin", type=click.Choice([*map(str, Origin)]), default="auto", show_default=True, help=ORIGIN_HELP)
 @click.option("--model", default="", help="Model whose classes the mask uses.")
 @click.option("--overwrite", is_flag=True, help="Replace an existing file.")
-def mask_export(file: Path, out: Path, kind: str | None, model: str, overwrite: bool) -> None:
+def mask_export(
+    file: Path, out: Path, kind: str | None, like: Path | None, origin: str, model: str, overwrite: bool
+) -> None:
     """Write the nuclei of the mask FILE for QuPath, TIAToolbox, COCO's tools or OME-Zarr viewers."""
-    from wsigen.masks.exporters import export_mask
+    from wsigen.masks.exporters import Target, export_mask
+    from wsigen.masks.importers.report import counted_from_bounds
     from wsigen.models.registry import DEFAULT_MODEL, load_config
 
     classes = load_config(model or DEFAULT_MODEL).classes
+    facts = _slide_like(like) if like else None
+    target = Target(facts.path, (facts.width, facts.height), facts.bounds and facts.bounds[:2]) if facts else None
     with _shares() as progress:
-        report = export_mask(file, out, classes, kind, overwrite, progress)
+        report = export_mask(file, out, classes, kind, overwrite, progress, target, Origin(origin))
+    if report.offset != (0, 0):
+        click.echo(counted_from_bounds("outlines", report.offset))
     regions = f" and {report.regions:,} tissue regions" if report.regions else ""
     click.echo(f"wrote {report.out}: {report.nuclei:,} nuclei{regions}")
 
 
-def _size_of(slide: Path) -> tuple[tuple[int, int], float | None]:
-    from wsigen.slides.info import read_slide_info
+def _slide_like(slide: Path) -> SlideInfo:
+    """The slide of --like; refused where its pixels are not square, since a mask has one scale."""
+    from wsigen.masks.scale import square_mpp
+    from wsigen.slides.reading import describe_slide
 
-    facts = read_slide_info(slide)
-    return (facts.width, facts.height), facts.mpp
+    facts = describe_slide(slide)
+    square_mpp(slide, facts.pixel_sizes)
+    return facts
 
 
 def _parse_size(text: str) -> tuple[int, int]:

@@ -7,6 +7,7 @@ chunks in further threads. Chunks of nothing but the fill value are left out: a 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import groupby
@@ -14,6 +15,8 @@ from types import TracebackType
 from typing import Any, Self
 
 import numpy as np
+
+from wsigen.masks.scale import MICRONS_PER_UNIT
 
 CHUNK = 512
 
@@ -30,6 +33,32 @@ def create_level(group: Any, name: str, shape: tuple[int, ...], dtype: Any, axes
         # Empty chunks are sorted out here, row by row; zarr would compare each of them once more.
         config={"write_empty_chunks": True},
     )
+
+
+def pixel_sizes(multiscale: Any, dataset: Any) -> tuple[float, ...]:
+    """Width and height of a pixel of a level in microns, as OME-Zarr's metadata state them; nothing without a unit.
+
+    A level's own scale is multiplied by that of all levels, which may stand beside them.
+    """
+    axes = multiscale.get("axes") or []
+    units = [axis.get("unit") if isinstance(axis, dict) else None for axis in axes]
+    scales = [_scale_of(place) for place in (dataset, multiscale)]
+    sizes = []
+    for axis in (-1, -2):  # x, then y
+        unit = MICRONS_PER_UNIT.get(str(units[axis])) if len(units) >= 2 else None
+        stated = [scale[axis] for scale in scales if len(scale) >= 2]
+        if unit is not None and stated:
+            sizes.append(unit * math.prod(stated))
+    return tuple(sizes)
+
+
+def _scale_of(place: Any) -> list[float]:
+    """The scale among the coordinate transformations of a level, or of all levels; empty where there is none."""
+    for transformation in place.get("coordinateTransformations") or []:
+        scale = transformation.get("scale") if isinstance(transformation, dict) else None
+        if isinstance(scale, list) and all(isinstance(value, float | int) for value in scale):
+            return [float(value) for value in scale]
+    return []
 
 
 class LevelWriter:

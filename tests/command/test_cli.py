@@ -304,9 +304,10 @@ def test_cells_are_imported_painted_and_written_in_other_formats(model: Path, tm
     assert run("render", painted, "-o", tmp_path / "t.svs", "--model", model, "--device", "cpu")[0] == 0
     code, text = run("export", tmp_path / "t.svs", "-o", tmp_path / "t.ome.zarr")
     assert code == 0 and "330 x 290 px" in text
-    code, text = run(
-        "mask", "import", source, "--like", tmp_path / "t.svs", "--unknown", "skip", "-o", tmp_path / "l.tif"
-    )
+    like = ["mask", "import", source, "--like", tmp_path / "t.svs", "--unknown", "skip", "-o", tmp_path / "l.tif"]
+    code, text = run(*like)
+    assert code == 2 and "no nuclei (1 left out by class (Tumor 1))" in text
+    code, text = run(*like, "--allow-empty")
     assert code == 0 and "330 x 290 px, 0.5 um/px" in text and "left out by class (Tumor 1)" in text
     code, text = run("mask", "export", painted, "-o", tmp_path / "t.db")
     assert code == 0 and "1 nuclei" in text

@@ -306,7 +306,10 @@ def test_imagescope_regions(tmp_path: Path) -> None:
         (b"MZ\x90\x00", "none of the known formats"),
         (b'{"a": 1}', "keys a"),
         (b'{"type": "FeatureCollection", "features": [{"type": "Feat', "copy or export it again"),
-        (b'[{"geometry": {"type": "Polygon", "coordinates": [[[1, "x"]]]}}]', "coordinates hold 'x'"),
+        (
+            b'[{"geometry": {"coordinates": [[[1, "x"]]]}, "properties": {"classification": "Plasma"}}]',
+            "gives no nuclei (1 invalid",
+        ),
         (b'[{"geometry": {"coordinates": ' + b"[" * 500, "nested"),
         (b"SQLite format 3\x00" + b"x" * 100, "cannot be read"),
         (b'<!DOCTYPE a [<!ENTITY b "bb"><!ENTITY c "&b;&b;">]><Annotations>&c;</Annotations>', "unsafe"),

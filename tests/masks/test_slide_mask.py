@@ -151,13 +151,19 @@ def test_planes_may_be_channels_of_one_ome_image(mask, tmp_path):
 
 @pytest.mark.parametrize(
     ("resolution", "unit", "mpp"),
-    [((20_000, 20_000), "CENTIMETER", 0.5), ((50_800, 50_800), "INCH", 0.5), ((20_000, 10_000), "CENTIMETER", 0.75),
+    [((20_000, 20_000), "CENTIMETER", 0.5), ((50_800, 50_800), "INCH", 0.5), ((20_000, 19_200), "CENTIMETER", 0.5104),
      ((1, 1), "NONE", None), ((72, 72), "INCH", None), ((10, 10), "CENTIMETER", None)],
 )  # fmt: skip
 def test_microns_per_pixel_come_from_the_resolution_tags(mask, tmp_path, resolution, unit, mpp):
     tifffile.imwrite(tmp_path / "m.tif", mask.classes, resolution=resolution, resolutionunit=unit, metadata=None)
     with SlideMask.open(tmp_path / "m.tif") as opened:
-        assert opened.mpp == (mpp if mpp is None else pytest.approx(mpp))
+        assert opened.mpp == (mpp if mpp is None else pytest.approx(mpp, rel=1e-4))
+
+
+def test_pixels_that_are_not_square_are_refused(mask, tmp_path):
+    tifffile.imwrite(tmp_path / "m.tif", mask.classes, resolution=(20_000, 10_000), resolutionunit="CENTIMETER")
+    with pytest.raises(MaskError, match=r"0\.5 x 1 um .* resample it to square pixels"):
+        SlideMask.open(tmp_path / "m.tif")
 
 
 @given(st.integers(-5000, 5000), st.integers(1, 60), st.integers(1, 40))

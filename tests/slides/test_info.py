@@ -1,8 +1,11 @@
 import numpy as np
 import pytest
 import tifffile
+from click.testing import CliRunner
 
+from wsigen.cli import main
 from wsigen.errors import SlideError
+from wsigen.slides.formats import FORMATS, write_slide
 from wsigen.slides.info import read_slide_info
 from wsigen.slides.metadata import SlideMetadata
 from wsigen.slides.svs import write_svs
@@ -63,3 +66,38 @@ def test_slide_that_was_cut_off(tmp_path, svs, share):
 def test_folder_is_no_slide(tmp_path):
     with pytest.raises(SlideError):
         read_slide_info(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["dzi", "ome.zarr", "dicom"])
+def test_slides_in_all_our_formats_are_described_and_followed_by_masks(name, tmp_path):
+    if name == "dicom":
+        pytest.importorskip("wsidicomizer", reason="DICOM needs the extra wsigen[dicom]")
+    path = tmp_path / f"slide{FORMATS[name].ending}"
+    rows = np.full((400, 601, 3), 200, np.uint8)
+    metadata = SlideMetadata(0.25, 40, {"version": "0.1.0", "model": "a", "seed": "9"})
+    write_slide(path, 601, 400, lambda y0, y1: rows[y0:y1], metadata, FORMATS[name])
+    if name == "dicom":
+        (path / ".DS_Store").write_bytes(b"")
+    result = CliRunner().invoke(main, ["info", str(path)])
+    assert result.exit_code == 0, result.output
+    assert "601 x 400 px" in result.output and "0.25 um/px" in result.output
+    assert "synthetic: version 0.1.0, model a, seed 9" in result.output
+    cell = '{"geometry": {"coordinates": [[[1, 1], [9, 1], [9, 9]]]}, "properties": {"classification": "Plasma"}}'
+    (tmp_path / "c.geojson").write_text(f"[{cell}]")
+    arguments = ["mask", "import", str(tmp_path / "c.geojson"), "--like", str(path), "-o", str(tmp_path / "m.tif")]
+    result = CliRunner().invoke(main, arguments)
+    assert result.exit_code == 0 and "601 x 400 px, 0.25 um/px" in result.output
+
+
+def test_pixels_that_are_not_square_are_said_and_no_mask_is_made_like_them(tmp_path):
+    path = tmp_path / "slide.tif"
+    tifffile.imwrite(
+        path, np.zeros((300, 300, 3), np.uint8), tile=(128, 128), photometric="rgb",
+        resolution=(40_000, 20_000), resolutionunit="CENTIMETER",
+    )  # fmt: skip
+    result = CliRunner().invoke(main, ["info", str(path)])
+    assert result.exit_code == 0 and "scale: 0.25 x 0.5 um/px (width x height)" in result.output
+    (tmp_path / "c.geojson").write_text("[]")
+    arguments = ["mask", "import", str(tmp_path / "c.geojson"), "--like", str(path), "-o", str(tmp_path / "m.tif")]
+    result = CliRunner().invoke(main, arguments)
+    assert result.exit_code == 2 and "square" in result.output and not (tmp_path / "m.tif").exists()

@@ -6,7 +6,10 @@ import json
 import numpy as np
 import pytest
 import pyvips
+from click.testing import CliRunner
+from PIL import Image
 
+from wsigen.cli import main
 from wsigen.errors import DataError
 from wsigen.training import manifest as folder_format
 from wsigen.training.prepare import available_windows, prepare, rebuild_instances, summarise
@@ -269,3 +272,61 @@ def test_a_manifest_that_makes_no_sense_is_refused_in_one_line(tmp_path, lizard,
     with pytest.raises(DataError, match=message) as caught:
         folder_format.load(tmp_path / "out")
     assert "\n" not in str(caught.value)
+
+
+# --- folders and files as users have them -----------------------------------------------------------------------------
+
+
+def leave_droppings(folder):
+    """What file browsers on macOS and Windows leave beside pictures."""
+    for name in (".DS_Store", "._a.png", "._a.webp", "._a.jpg", "Thumbs.db", "desktop.ini"):
+        (folder / name).write_bytes(b"\0\5\x16\7")
+
+
+def own_folder(folder):
+    labels = np.zeros((64, 64), np.uint8)
+    disc(labels, 30, 30, 6, 2)
+    write(folder / "images" / "a.png", noise(64, 64))
+    write(folder / "labels" / "a.png", labels)
+    return labels
+
+
+def test_files_that_browsers_leave_in_folders_are_no_pictures(tmp_path, lizard):
+    own_folder(tmp_path / "own")
+    for folder in (tmp_path / "own", lizard):
+        leave_droppings(folder / "images")
+        leave_droppings(folder / "labels")
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / ".DS_Store").write_bytes(b"")
+    sources = [f"--source=folder={tmp_path / 'own'}", f"--source=lizard={lizard}"]
+    result = CliRunner().invoke(main, ["data", "prepare", *sources, "-o", str(tmp_path / "out")])
+    assert result.exit_code == 0, result.output
+    assert sorted(image.name for image in folder_format.load(tmp_path / "out").images) == [
+        "folder_a", "lizard_consep_8", "lizard_crag_6", "lizard_crag_8"
+    ]  # fmt: skip
+
+
+def test_labels_of_a_palette_are_its_indices(tmp_path):
+    labels = own_folder(tmp_path / "own")
+    picture = Image.fromarray(labels, "P")
+    picture.putpalette(list(range(255, -1, -1)) * 3)
+    picture.save(tmp_path / "own" / "labels" / "a.png")
+    prepare({"folder": tmp_path / "own"}, tmp_path / "out")
+    written = folder_format.read_label(folder_format.label_path(tmp_path / "out", "folder_a"))
+    assert np.array_equal(written, labels)
+
+
+@pytest.mark.parametrize("types", ["[1, 2]", '{"a": 3}', '{"a": {"x": 1}}', '{"a": {"1": [2]}}', '{"a": {"99999": 1}}'])
+def test_types_of_consep_with_a_fault_are_one_line(types, consep, tmp_path):
+    folder, *_ = consep
+    name = next(path.stem for path in sorted((folder / "images").iterdir()))
+    (folder / "types.json").write_text(types.replace('"a"', f'"{name}"'))
+    result = CliRunner().invoke(main, ["data", "prepare", f"--source=consep={folder}", "-o", str(tmp_path / "out")])
+    assert result.exit_code == 2 and "types.json" in result.output and not (tmp_path / "out").exists()
+
+
+def test_a_byte_order_mark_in_a_list_of_types_is_no_content(consep, tmp_path):
+    folder, *_ = consep
+    text = (folder / "types.json").read_text()
+    (folder / "types.json").write_bytes(text.encode("utf-8-sig"))
+    assert prepare({"consep": folder}, tmp_path / "out").images

@@ -10,6 +10,7 @@ from served import read_all, write_mask
 from wsigen.errors import MaskError
 from wsigen.masks.conditions import instance_edges
 from wsigen.masks.exporters import export_mask
+from wsigen.masks.origin import Origin
 from wsigen.masks.window import MaskWindow
 from wsigen.models.config import ModelConfig
 from wsigen.viewer.outlines import OutlineOverlay
@@ -156,3 +157,18 @@ def test_files_without_outlines_are_refused(tmp_path):
     (tmp_path / "x.geojson").write_text("what is this")
     with pytest.raises(MaskError, match=r"x\.geojson"):
         OutlineOverlay(tmp_path / "x.geojson", (10, 10), None, TINY.classes)
+
+
+def test_outlines_of_qupath_count_from_the_bounds_of_a_slide(tmp_path):
+    path = geojson(tmp_path / "a.geojson", ([square(10, 10, 10)], "lymphocyte"))
+    for bounds, origin, expected in (
+        ((50, 40), Origin.AUTO, (60, 50)),
+        ((50, 40), Origin.BOUNDS, (60, 50)),
+        ((50, 40), Origin.SLIDE, (10, 10)),
+        (None, Origin.AUTO, (10, 10)),
+    ):
+        overlay = OutlineOverlay(path, (400, 300), 0.5, TINY.classes, bounds=bounds, origin=origin)
+        rows, columns = np.nonzero(overlay.tile(0, 0, 0, "fill", {1})[..., 3])
+        assert np.abs([columns.min() - expected[0], rows.min() - expected[1]]).max() <= 1  # borders may differ by one
+        assert overlay.find(expected[0] + 5, expected[1] + 5).area == 100
+        overlay.close()

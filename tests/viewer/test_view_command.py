@@ -22,13 +22,17 @@ from wsigen.cli import main
         (["{mask}", "--model", "nothing"], "no model"),
         (["{mask}", "--model", "{model}", "--style", "nothing"], "nothing"),
         (["{mask}", "--model", "{model}", "--port", "{taken}"], "--port"),
+        (["{slide}", "--overlay", "{outlines}", "--origin", "bounds"], "states no bounds"),
     ],
 )
-def test_bad_input_is_one_line_and_code_2(arguments, said, rendered, demo_mask, tiny_model):
+def test_bad_input_is_one_line_and_code_2(arguments, said, rendered, demo_mask, tiny_model, tmp_path):
+    outlines = tmp_path / "a.geojson"
+    outlines.write_text('{"type": "Polygon", "coordinates": [[[1, 1], [5, 1], [5, 5]]]}')
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         names = {"slide": rendered[0], "mask": demo_mask, "model": tiny_model, "taken": taken.getsockname()[1]}
+        names["outlines"] = outlines
         result = CliRunner().invoke(main, ["view", "--no-browser", *(part.format(**names) for part in arguments)])
     assert result.exit_code == 2, result.output
     lines = [line for line in result.output.splitlines() if line.strip()]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import os
 import shutil
-import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from scipy import ndimage
 from wsigen.dataset.layouts import LAYOUTS, Layout, Patch
 from wsigen.dataset.regions import Place, SplitBy, default_region, parse_split, places
 from wsigen.errors import DataError, SlideError
+from wsigen.folders import is_empty, temporary_beside
 from wsigen.masks.classes import ClassTable
 from wsigen.masks.slide_mask import SlideMask
 from wsigen.masks.window import MaskWindow
@@ -85,8 +85,8 @@ def write_dataset(
     if not kept:
         raise DataError(f"no patch holds {settings.min_nuclei} nuclei; lower --min-nuclei or check the mask")
     counts = {name: sum(place.split == name for place in kept) for name in shares}
-    with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as folder:
-        partial = Path(folder) / "dataset"
+    with temporary_beside(target, DataError) as folder:
+        partial = folder / "dataset"
         partial.mkdir()
         nuclei = _write_patches(kept, sources, kind(partial, classes, counts, side), side, classes, progress)
         if target.exists():
@@ -98,7 +98,7 @@ def write_dataset(
 def _check_target(target: Path, overwrite: bool) -> None:
     if not target.parent.is_dir():
         raise DataError(f"{target}: the folder {target.parent} does not exist; create it first")
-    if not target.exists() or (target.is_dir() and not any(target.iterdir())):
+    if not target.exists() or (target.is_dir() and is_empty(target)):
         return
     if not overwrite:
         raise DataError(f"{target}: exists and is not empty; choose another folder or overwrite it")

@@ -27,6 +27,7 @@ from wsigen.evaluation.stain import StainStatistics
 from wsigen.masks.slide_mask import SlideMask
 from wsigen.masks.window import MaskWindow
 from wsigen.models.stain import TISSUE_MIN_OD, optical_density
+from wsigen.text_files import read_text
 
 TILE = 384  # px of a tile's core
 HALO = 64  # px around it: a nucleus is seen whole by the tile that holds its centre
@@ -89,7 +90,7 @@ def painted_grid(slide: Path, window: int | None, overlap: int | None) -> tuple[
         return window, overlap
     record = slide.with_suffix(".json")
     try:
-        paint = json.loads(record.read_text(encoding="utf-8"))["paint"]
+        paint = json.loads(read_text(record))["paint"]
         return window or int(paint["window"]), int(paint["overlap"]) if overlap is None else overlap
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise SettingsError(f"{record}: no record of a render beside the slide; give --window and --overlap") from error

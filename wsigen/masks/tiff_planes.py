@@ -21,14 +21,12 @@ import numpy as np
 import tifffile
 
 from wsigen.errors import MaskError
+from wsigen.masks.scale import MICRONS_PER_UNIT, plausible_sizes, square_mpp
 
 PLANE_NAMES = ("class", "instance", "tissue")
+LABEL = "label"  # stands for the name of a plane that is read as labels of any kind
 MAX_SEGMENT_BYTES = 1 << 30
 RAW_STRIP_BYTES = 1 << 20
-# No microscope slide is scanned so coarsely; 72, 96 or 300 dots per inch are a printer's resolution, not a scanner's.
-MAX_PLAUSIBLE_MPP = 50.0
-
-_MICRONS_PER_UNIT = {"µm": 1.0, "μm": 1.0, "um": 1.0, "micron": 1.0, "nm": 1e-3, "mm": 1e3, "cm": 1e4, "m": 1e6}
 _JPEG_COMPRESSIONS = (6, 7, 34892, 33007)
 _MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _RETILE = "rewrite it tiled, for example with `vips tiffsave IN OUT --tile --compression deflate --bigtiff`"
@@ -90,10 +88,45 @@ def open_mask_file(path: Path, stream: BinaryIO) -> MaskFile:
     pages = [page for page in tif.pages if isinstance(page, tifffile.TiffPage)]
     if not pages:
         raise MaskError(f"{path}: the TIFF holds no image ({size} bytes: truncated?); copy or export it again")
-    names, ome_mpp = _ome(pages[0].description)
-    chosen = _choose_planes(path, pages, names)
+    names, ome_sizes = _ome(pages[0].description)
+    chosen = _choose_planes(path, pages, {index: name for index, name in names.items() if name in PLANE_NAMES})
     planes = {name: _plane(path, name, page, size) for name, page in chosen.items()}
-    return MaskFile(planes, ome_mpp or _tag_mpp(tif, pages[0]))
+    return MaskFile(planes, square_mpp(path, ome_sizes or _tag_sizes(tif, pages[0])))
+
+
+@dataclass(frozen=True)
+class LabelPage:
+    """A page of a TIFF that may hold labels: its index among the pages, its name in OME-XML ("" without), its kind."""
+
+    index: int
+    name: str
+    width: int
+    height: int
+    dtype: np.dtype | None  # None: of a kind that cannot be read
+    channels: int
+
+
+def label_pages(path: Path) -> tuple[list[LabelPage], tuple[float, ...]]:
+    """The pages of a TIFF at full size, and width and height of a pixel in microns as far as the file gives them.
+
+    OME-XML comes before the resolution tags. Raises `MaskError` for a file that is damaged or no TIFF.
+    """
+    with open_stream(path) as stream:
+        tif = _parse(path, stream, os.fstat(stream.fileno()).st_size)
+        pages = [page for page in tif.pages if isinstance(page, tifffile.TiffPage)]
+        if not pages:
+            raise MaskError(f"{path}: the TIFF holds no image; copy or export it again")
+        names, sizes = _ome(pages[0].description)
+        found = [
+            LabelPage(
+                index, names.get(index, ""), page.imagewidth, page.imagelength,
+                np.dtype(page.dtype) if page.dtype else None, page.samplesperpixel,
+            )
+            for index, page in enumerate(pages)
+            if not index or not page.is_reduced
+        ]  # fmt: skip
+        full = [page for page in found if (page.width, page.height) == (found[0].width, found[0].height)]
+        return full, sizes or _tag_sizes(tif, pages[0])
 
 
 def open_stream(path: Path) -> BinaryIO:
@@ -114,7 +147,7 @@ def page_rows(path: Path, index: int) -> Iterator[np.ndarray]:
         size = os.fstat(stream.fileno()).st_size
         page = _parse(path, stream, size).pages[index]
         assert isinstance(page, tifffile.TiffPage)
-        plane = _plane(path, "label", page, size)
+        plane = _plane(path, LABEL, page, size)
         for first in range(0, math.ceil(plane.height / plane.segment_height) * plane.across, plane.across):
             decoded = []
             for segment in range(first, first + plane.across):
@@ -254,7 +287,8 @@ def _check_kind(path: Path, name: str, page: tifffile.TiffPage) -> None:
             f"{path}: the class plane has 1 bit per pixel; it looks like a tissue mask: write it as the plane "
             "'tissue' beside a class plane of uint8"
         )
-    if page.dtype not in (np.bool_, np.uint8, np.uint16, np.uint32):
+    kinds = "bui" if name == LABEL else ""  # a label may be any whole number; its range is checked as it is read
+    if page.dtype not in (np.bool_, np.uint8, np.uint16, np.uint32) and np.dtype(page.dtype or "V").kind not in kinds:
         given = page.dtype or f"{page.bitspersample} bits of an unknown kind"
         wanted = "uint16 or uint32" if name == "instance" else "uint8"
         raise MaskError(f"{path}: the {name} plane is {given}; convert it to {wanted}")
@@ -321,19 +355,19 @@ def _raw_strips(
     )
 
 
-def _ome(description: str) -> tuple[dict[int, str], float | None]:
-    """Plane names by page index, and microns per pixel, from OME-XML; nothing where there is none."""
+def _ome(description: str) -> tuple[dict[int, str], tuple[float, ...]]:
+    """Names in lower case by page index, and the sides of a pixel in microns, from OME-XML; else nothing."""
     if "<OME" not in description[:4096]:
-        return {}, None
+        return {}, ()
     try:
-        return _read_ome(ElementTree.fromstring(description))
+        return _read_ome(ElementTree.fromstring(description.lstrip("\ufeff")))
     except (ElementTree.ParseError, ValueError):
-        return {}, None
+        return {}, ()
 
 
-def _read_ome(root: ElementTree.Element) -> tuple[dict[int, str], float | None]:
+def _read_ome(root: ElementTree.Element) -> tuple[dict[int, str], tuple[float, ...]]:
     names: dict[int, str] = {}
-    mpp: float | None = None
+    sizes: tuple[float, ...] = ()
     page = 0
     for image in root.iter():
         pixels = next((child for child in image if _local(child) == "Pixels"), None)
@@ -342,12 +376,10 @@ def _read_ome(root: ElementTree.Element) -> tuple[dict[int, str], float | None]:
         labels = _ome_labels(image, pixels)
         blocks = [child for child in pixels if _local(child) == "TiffData"]
         first = int(blocks[0].get("IFD", page)) if blocks else page
-        for offset, label in enumerate(labels):
-            if label in PLANE_NAMES:
-                names[first + offset] = label
+        names |= {first + offset: label for offset, label in enumerate(labels) if label}
         page = first + len(labels)
-        mpp = mpp or _ome_mpp(pixels)
-    return names, mpp
+        sizes = sizes or _ome_sizes(pixels)
+    return names, sizes
 
 
 def _ome_labels(image: ElementTree.Element, pixels: ElementTree.Element) -> list[str]:
@@ -364,33 +396,28 @@ def _local(element: ElementTree.Element) -> str:
     return str(element.tag).rsplit("}", 1)[-1]
 
 
-def _ome_mpp(pixels: ElementTree.Element) -> float | None:
+def _ome_sizes(pixels: ElementTree.Element) -> tuple[float, ...]:
     sizes = []
     for axis in "XY":
         try:
             value = float(pixels.get(f"PhysicalSize{axis}", "nan"))
         except ValueError:
             continue
-        sizes.append(value * _MICRONS_PER_UNIT.get(pixels.get(f"PhysicalSize{axis}Unit", "µm"), math.nan))
-    return _plausible(sizes)
+        sizes.append(value * MICRONS_PER_UNIT.get(pixels.get(f"PhysicalSize{axis}Unit", "µm"), math.nan))
+    return plausible_sizes(sizes)
 
 
-def _tag_mpp(tif: tifffile.TiffFile, page: tifffile.TiffPage) -> float | None:
-    """Microns per pixel from the resolution tags (inch, cm, or ImageJ's own unit)."""
+def _tag_sizes(tif: tifffile.TiffFile, page: tifffile.TiffPage) -> tuple[float, ...]:
+    """The sides of a pixel in microns from the resolution tags (inch, cm, or ImageJ's own unit)."""
     unit = {2: 25_400.0, 3: 10_000.0}.get(int(page.tags.valueof(296, 2)))
     if unit is None:
         imagej = tif.imagej_metadata if tif.is_imagej else None
-        unit = _MICRONS_PER_UNIT.get(str((imagej or {}).get("unit", "")).replace("\\u00B5", "µ"))
+        unit = MICRONS_PER_UNIT.get(str((imagej or {}).get("unit", "")).replace("\\u00B5", "µ"))
     if unit is None:
-        return None
+        return ()
     sizes = []
     for tag in (282, 283):
         numerator, denominator = page.tags.valueof(tag, (0, 1))
         if numerator > 0 and denominator > 0:
             sizes.append(unit * denominator / numerator)
-    return _plausible(sizes)
-
-
-def _plausible(sizes: list[float]) -> float | None:
-    sizes = [size for size in sizes if 0 < size <= MAX_PLAUSIBLE_MPP]
-    return float(np.mean(sizes)) if sizes else None
+    return plausible_sizes(sizes)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import tempfile
 import uuid
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -21,6 +20,7 @@ import numpy as np
 import tifffile
 
 from wsigen.errors import MaskError
+from wsigen.folders import temporary_beside
 from wsigen.masks.window import MaskWindow
 
 TILE = 512
@@ -54,6 +54,8 @@ def write_slide_mask(
     Raises `MaskError` where the file exists, the folder does not, or bands do not fit the size or the planes.
     """
     path = Path(path)
+    if path.is_dir():
+        raise MaskError(f"{path}: is a folder; name a file in it")
     if path.exists() and not overwrite:
         raise MaskError(f"{path}: already exists; replace it with --overwrite, or choose another name")
     if not path.parent.is_dir():
@@ -65,7 +67,7 @@ def write_slide_mask(
     )
     read_rows = bands if callable(bands) else rebuffered(path, bands, height)
     with ExitStack() as stack:
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent)))
+        folder = stack.enter_context(temporary_beside(path, MaskError))
         pool = stack.enter_context(ThreadPoolExecutor(min(8, os.cpu_count() or 1), "wsigen-mask"))
         spools = {
             name: _TileSpool(stack.enter_context(open(folder / name, "w+b")), np.dtype(dtype), width, pool)

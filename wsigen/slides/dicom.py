@@ -17,11 +17,10 @@ from pathlib import Path
 from typing import Any
 
 from wsigen.errors import SlideError
-from wsigen.slides.metadata import SlideMetadata
+from wsigen.slides.metadata import SYNTHETIC_PATIENT, SlideMetadata
 from wsigen.slides.row_stream import Progress, RowReader
 from wsigen.slides.svs import write_svs
 
-PATIENT_NAME = "SYNTHETIC^WSIGEN"
 _DATE, _TIME = "19700101", "000000"
 MAX_LONG_STRING, MAX_SHORT_TEXT = 64, 1024
 COPIED_AT_ONCE = 1 << 22
@@ -133,7 +132,7 @@ def _mark(dataset: Any, metadata: SlideMetadata, patient_id: str, key: str) -> N
             frame.FrameType = list(dataset.ImageType)
     kind = f"{dataset.ImageType[2]} {dataset.TotalPixelMatrixColumns} x {dataset.TotalPixelMatrixRows}"
     dataset.SOPInstanceUID = dataset.file_meta.MediaStorageSOPInstanceUID = _identifier(key, kind)
-    dataset.PatientName, dataset.PatientID = PATIENT_NAME, patient_id
+    dataset.PatientName, dataset.PatientID = SYNTHETIC_PATIENT, patient_id
     dataset.Manufacturer, dataset.ManufacturerModelName = "wsigen", "synthetic slide"
     dataset.SoftwareVersions = metadata.provenance.get("version", "unknown")[:MAX_LONG_STRING]
     dataset.DeviceSerialNumber = dataset.ContainerIdentifier = key[:16]

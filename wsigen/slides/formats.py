@@ -16,6 +16,7 @@ from pathlib import Path
 import pyvips
 
 from wsigen.errors import SlideError
+from wsigen.folders import is_dropping
 from wsigen.slides.info import SlideInfo
 from wsigen.slides.metadata import SlideMetadata
 from wsigen.slides.reading import opened_slide
@@ -124,7 +125,7 @@ def check_target(target: Path, format: SlideFormat, overwrite: bool) -> None:
 def _is_ours(folder: Path, format: SlideFormat) -> bool:
     if format.name == "ome.zarr":
         return (folder / "zarr.json").is_file()
-    return all(path.suffix == ".dcm" for path in folder.iterdir())
+    return all(path.suffix == ".dcm" or is_dropping(path.name) for path in folder.iterdir())
 
 
 def _tiles_of(target: Path) -> Path:

@@ -13,6 +13,7 @@ from wsigen.errors import SlideError
 
 RESERVED = ("AppMag", "MPP", "ScanScope ID", "synthetic")
 SYNTHETIC_SCANNER = "SYNTHETIC"
+SYNTHETIC_PATIENT = "SYNTHETIC^WSIGEN"
 DIGITAL_SOURCE_TYPE = "http://cv.iptc.org/newscodes/digitalsourcetype/trainedAlgorithmicMedia"
 # Everything printable but '%' (the escape), '|' and '=' (the separators of the items).
 _PLAIN = " !\"#$&'()*+,-./:;<>?@[\\]^_`{}~"

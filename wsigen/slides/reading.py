@@ -20,9 +20,12 @@ import numpy as np
 import openslide
 from PIL import Image
 
-from wsigen.errors import SlideError
-from wsigen.slides.info import SlideInfo, SlideLevel, read_slide_info
+from wsigen.errors import MaskError, SlideError
+from wsigen.masks.scale import plausible_mpp, square_mpp
+from wsigen.slides.info import SlideInfo, SlideLevel, openslide_path, read_slide_info
 from wsigen.slides.row_stream import RowReader
+from wsigen.text_files import read_text
+from wsigen.zarr_levels import pixel_sizes
 
 READ_COLUMNS = 2048  # columns that a thread decodes at once; whole tiles
 MAX_FACTS_BYTES = 1 << 20
@@ -41,8 +44,14 @@ def opened_slide(path: Path) -> Iterator[tuple[SlideInfo, RowReader]]:
             yield _deep_zoom(path, pool)
         else:
             facts = read_slide_info(path)
-            slide = stack.enter_context(openslide.OpenSlide(path))
+            slide = stack.enter_context(openslide.OpenSlide(openslide_path(path)))
             yield facts, _OpenSlideRows(path, slide, facts.width, pool)
+
+
+def describe_slide(path: Path) -> SlideInfo:
+    """What a slide is, in any format that wsigen writes or OpenSlide opens. SlideError where it cannot be read."""
+    with opened_slide(path) as (facts, _):
+        return facts
 
 
 class _OpenSlideRows:
@@ -77,7 +86,7 @@ def _facts(
         width=sizes[0][0],
         height=sizes[0][1],
         levels=tuple(SlideLevel(*size, float(2**k)) for k, size in enumerate(sizes)),
-        mpp=float(mpp) if isinstance(mpp, float | int) else None,
+        mpp=plausible_mpp(float(mpp)) if isinstance(mpp, float | int) else None,
         objective_power=float(power) if isinstance(power, float | int) else None,
         vendor=vendor,
         associated={},
@@ -99,10 +108,10 @@ def _ome_zarr(path: Path) -> tuple[SlideInfo, RowReader]:
         sizes = [(int(level.shape[2]), int(level.shape[1])) for level in levels]
         if levels[0].shape[0] != 3 or levels[0].dtype != np.uint8:
             raise ValueError(f"level 0 is {levels[0].shape} of {levels[0].dtype}")
-        mpp = datasets[0]["coordinateTransformations"][0]["scale"][-1]
+        mpp = square_mpp(path, pixel_sizes(described["multiscales"][0], datasets[0]))
         stated: Any = group.attrs.get("wsigen", {})
         facts = _facts(path, "ome-zarr", sizes, levels[0].chunks[-1], mpp, stated)
-    except (OSError, ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, IndexError, TypeError, AttributeError, MaskError) as error:
         raise SlideError(
             f"{path}: not an OME-Zarr slide that wsigen wrote ({_line(error)}); export it again"
         ) from error
@@ -126,13 +135,21 @@ def _deep_zoom(path: Path, pool: ThreadPoolExecutor) -> tuple[SlideInfo, RowRead
         if min(width, height) < 1 or not 1 <= tile <= MAX_TILE or not 0 <= overlap <= tile:
             raise ValueError(f"its size is {width} x {height} in tiles of {tile}")
         stated = json.loads(_small_text(tiles / "slide.json")) if (tiles / "slide.json").is_file() else {}
-        facts = _facts(path, "deep-zoom", [(width, height)], tile, stated.get("mpp"), stated)
+        facts = _facts(path, "deep-zoom", _deep_zoom_levels(width, height), tile, stated.get("mpp"), stated)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, StopIteration, ElementTree.ParseError) as error:
         raise SlideError(
             f"{path}: not a Deep Zoom slide that wsigen wrote ({_line(error)}); export it again"
         ) from error
     folder = tiles / str(math.ceil(math.log2(max(width, height))))
     return facts, _DeepZoomRows(folder, image.attrib.get("Format", "jpg"), (width, height), tile, overlap, pool)
+
+
+def _deep_zoom_levels(width: int, height: int) -> list[tuple[int, int]]:
+    """Sizes of the levels, each half of the last, rounded up, down to one pixel."""
+    sizes = [(width, height)]
+    while max(sizes[-1]) > 1:
+        sizes.append((-(-sizes[-1][0] // 2), -(-sizes[-1][1] // 2)))
+    return sizes
 
 
 class _DeepZoomRows:
@@ -183,7 +200,7 @@ def _small_text(path: Path) -> str:
     """Text of a small file that declares no entities."""
     if path.stat().st_size > MAX_FACTS_BYTES:
         raise ValueError(f"{path.name} has more than {MAX_FACTS_BYTES >> 20} MB")
-    text = path.read_text(encoding="utf-8")
+    text = read_text(path)
     if path.suffix == ".dzi" and "<!" in text:
         raise ValueError("it declares a document type")
     return text

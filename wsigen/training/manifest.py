@@ -17,7 +17,9 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from wsigen.errors import DataError
+from wsigen.errors import DataError, MaskError
+from wsigen.masks.palettes import palette_indices
+from wsigen.text_files import read_text
 
 VERSION = 1
 FILE_NAME = "manifest.json"
@@ -94,7 +96,7 @@ def load(folder: str | Path) -> Manifest:
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
+        data = json.loads(read_text(path))
     except FileNotFoundError:
         raise DataError(f"{path}: not found; `wsigen data prepare` makes a training folder") from None
     except (OSError, ValueError) as error:
@@ -153,6 +155,12 @@ def read_label(path: str | Path) -> npt.NDArray[Any]:
         DataError: the file cannot be read, or has several bands.
     """
     pixels = _read(path, rgb=False)
+    if pixels.ndim == 3 and pixels.shape[2] in (3, 4):  # the colours of a palette, whose indices are the labels
+        try:
+            indices = palette_indices(Path(path))
+        except MaskError as error:
+            raise DataError(str(error)) from None
+        pixels = pixels if indices is None else indices
     if pixels.ndim == 3 and pixels.shape[2] == 1:
         pixels = pixels[..., 0]
     if pixels.ndim != 2 or pixels.dtype not in (np.uint8, np.uint16):

@@ -7,6 +7,7 @@ opening one can run code.
 from __future__ import annotations
 
 import csv
+import io
 from collections import defaultdict
 from pathlib import Path
 
@@ -14,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from wsigen.errors import DataError
+from wsigen.text_files import read_text
 from wsigen.training.manifest import UNAVAILABLE
 
 MAX_INFO_BYTES = 1 << 26
@@ -126,8 +128,7 @@ def _first_column(path: Path) -> list[str]:
     try:
         if path.stat().st_size > MAX_INFO_BYTES:
             raise DataError(f"{path}: is too large for a list of patches; fetch it again")
-        with open(path, newline="", encoding="utf-8") as file:
-            return [row[0] for row in csv.reader(file) if row][1:]
+        return [row[0] for row in csv.reader(io.StringIO(read_text(path))) if row][1:]
     except FileNotFoundError:
         raise DataError(f"{path}: not found; without it patches of one image could stand on both sides") from None
     except (OSError, ValueError, csv.Error) as error:

@@ -25,6 +25,8 @@ import numpy.typing as npt
 from scipy import ndimage
 
 from wsigen.errors import DataError
+from wsigen.folders import is_dropping, is_empty
+from wsigen.text_files import read_text
 from wsigen.training import manifest as folder_format
 from wsigen.training.manifest import UNAVAILABLE, Manifest, Split, TrainingImage, read_label, read_rgb
 
@@ -242,7 +244,8 @@ def _crchisto(folder: Path) -> _Layout:
 
 
 def _own_folder(folder: Path) -> _Layout:
-    files = {path.stem: path for path in sorted((folder / "images").glob("*.*"))}
+    found = sorted(path for path in (folder / "images").glob("*.*") if not is_dropping(path.name))
+    files = {path.stem: path for path in found}
     if not files:
         raise DataError(f"{folder / 'images'}: holds no pictures; put them there, labels of the same name in labels/")
 
@@ -257,8 +260,9 @@ def _own_folder(folder: Path) -> _Layout:
 def _consep(folder: Path) -> _Layout:
     groups = sorted({name.rsplit("_", 1)[0] for name in _stems(folder / "images", ".jpg")})
     try:
-        types = json.loads((folder / "types.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        read = json.loads(read_text(folder / "types.json"))
+        types = {str(name): {int(key): kind for key, kind in ids.items()} for name, ids in read.items()}
+    except (OSError, ValueError, AttributeError, TypeError) as error:
         raise DataError(f"{folder / 'types.json'}: cannot be read ({error}); it maps name -> id -> type") from None
     return _Layout(
         "consep", folder, 0.25, "manual", {name: name for name in groups}, lambda g, _: _stitch(folder, g, types)
@@ -312,7 +316,7 @@ def _consep_origins() -> list[tuple[int, int]]:
     ]
 
 
-def _stitch(folder: Path, group: str, types: dict[str, dict[str, int]]) -> Picture:
+def _stitch(folder: Path, group: str, types: dict[str, dict[int, Any]]) -> Picture:
     """Put the source image of 1000 px together again; where patches overlap, the first counts."""
     side = CONSEP_SIDE
     rgb, ids = np.zeros((side, side, 3), np.uint8), np.full((side, side), -1, np.int32)
@@ -331,7 +335,9 @@ def _stitch(folder: Path, group: str, types: dict[str, dict[str, int]]) -> Pictu
         ids[window][fresh] = patch[fresh]
         rgb[window][fresh] = picture[fresh]
         for key, value in types.get(name, {}).items():
-            class_of[int(key)] = _consep_class(folder, name, value)
+            if not 0 <= key < len(class_of):
+                raise DataError(f"{folder / 'types.json'}: {name} has the id {key}, expected 0..{len(class_of) - 1}")
+            class_of[key] = _consep_class(folder, name, value)
     labels = class_of[ids]
     if np.any((ids > 0) & (labels == 0)):
         missing = int(ids[(ids > 0) & (labels == 0)][0])
@@ -345,8 +351,8 @@ def _check_patch(path: Path, picture: npt.NDArray[np.uint8], ids: npt.NDArray[An
         raise DataError(f"{path}: picture {picture.shape[:2]} and ids {ids.shape}, expected {expected}; fetch it again")
 
 
-def _consep_class(folder: Path, name: str, value: int) -> int:
-    if value not in CONSEP_TYPES:
+def _consep_class(folder: Path, name: str, value: Any) -> int:
+    if not isinstance(value, int) or value not in CONSEP_TYPES:
         raise DataError(f"{folder / 'types.json'}: {name} has type {value!r}, expected one of {sorted(CONSEP_TYPES)}")
     return CONSEP_TYPES[value]
 
@@ -376,7 +382,7 @@ def _check_labels(path: Path, labels: npt.NDArray[Any], shape: tuple[int, ...], 
 
 
 def _stems(folder: Path, ending: str) -> list[str]:
-    names = sorted(path.stem for path in folder.glob(f"*{ending}"))
+    names = sorted(path.stem for path in folder.glob(f"*{ending}") if not is_dropping(path.name))
     if not names:
         raise DataError(f"{folder}: holds no *{ending}; name the folder of the data set, above images/")
     return names
@@ -518,7 +524,7 @@ def _check_arguments(sources: Mapping[str, Any], mpp: float, quality: int | Mapp
 
 
 def _check_target(target: Path, overwrite: bool) -> None:
-    if not target.exists() or (target.is_dir() and not any(target.iterdir())):
+    if not target.exists() or (target.is_dir() and is_empty(target)):
         return
     if not overwrite:
         raise DataError(f"{target}: exists and is not empty; choose another folder or overwrite it")

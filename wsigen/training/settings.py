@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
 
 from wsigen.errors import SettingsError
+from wsigen.text_files import read_text
 
 
 @dataclass(frozen=True)
@@ -159,10 +160,10 @@ class TrainSettings:
 def load_settings(path: Path, overrides: tuple[str, ...] = ()) -> TrainSettings:
     """Read a TOML recipe; ``overrides`` are ``key=value`` with dotted keys and TOML values (``phases.0.steps=10``)."""
     try:
-        data = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+        data = tomllib.loads(read_text(Path(path)))
     except OSError as error:
         raise SettingsError(f"{path}: no such recipe; see configs/ for those that exist") from error
-    except tomllib.TOMLDecodeError as error:
+    except ValueError as error:  # of TOML, or of the text's encoding
         raise SettingsError(f"{path} is not valid TOML: {error}") from error
     for override in overrides:
         _override(data, override)

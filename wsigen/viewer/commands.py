@@ -12,6 +12,7 @@ from typing import Any
 import click
 
 from wsigen.errors import SettingsError
+from wsigen.masks.origin import ORIGIN_HELP, Origin
 
 PATH = click.Path(path_type=Path)
 
@@ -23,6 +24,9 @@ def view_command(shares: Callable[[], AbstractContextManager[Callable[[str, floa
     @click.argument("file", type=PATH, metavar="SLIDE|MASK")
     @click.option(
         "--overlay", type=PATH, help="Nuclei to lay over it: a mask, or outlines (GeoJSON, and what imports)."
+    )
+    @click.option(
+        "--origin", type=click.Choice([*map(str, Origin)]), default="auto", show_default=True, help=ORIGIN_HELP
     )
     @click.option("--compare", type=PATH, help="Another slide, side by side or under a curtain.")
     @click.option("--model", default="", help="Of a mask: name of a shipped model, or folder of one.")
@@ -37,6 +41,7 @@ def view_command(shares: Callable[[], AbstractContextManager[Callable[[str, floa
     def view(
         file: Path,
         overlay: Path | None,
+        origin: str,
         compare: Path | None,
         out: Path | None,
         port: int | None,
@@ -51,11 +56,13 @@ def view_command(shares: Callable[[], AbstractContextManager[Callable[[str, floa
         from wsigen.viewer.server import HOST, listen, make_server
 
         listener = listen(port)
-        settings = SceneSettings(file, overlay, compare, out, lossless, RenderSettings(**render))
+        settings = SceneSettings(file, overlay, Origin(origin), compare, out, lossless, RenderSettings(**render))
         with listener:
             with shares() as progress:
                 scene = open_scene(settings, progress)
             address = f"http://{HOST}:{listener.getsockname()[1]}/"
+            for note in scene.notes:
+                click.echo(note)
             click.echo(f"{file.name} at {address} (Ctrl-C ends)")
             if not no_browser:
                 threading.Timer(0.5, webbrowser.open, [address]).start()

@@ -19,6 +19,7 @@ from wsigen.masks.importers.class_maps import UNCLASSIFIED
 from wsigen.masks.importers.outlines import OutlineSet, OutlineSpool
 from wsigen.masks.importers.sniffing import open_source
 from wsigen.masks.importers.sources import OutlineSource, damage_is_one_line
+from wsigen.masks.origin import Origin
 from wsigen.viewer.overlays import Drawing, Found, Marks, Overlay, _bounded
 
 MOST_DRAWN = 20_000  # polygons of a tile; of more the middles are marked
@@ -39,11 +40,16 @@ class OutlineOverlay(Overlay):
         mpp: float | None,
         table: ClassTable,
         progress: Callable[[str, float], None] = lambda what, share: None,
+        bounds: tuple[int, int] | None = None,
+        origin: Origin = Origin.AUTO,
     ) -> None:
+        """bounds: corner of the slide's bounds, where it states them. origin: which corner outlines count from."""
         self.name, self.mpp = path.name, mpp
         self.width, self.height = size
         self._folder = tempfile.TemporaryDirectory(prefix="wsigen-view-")
-        self._outlines = self._read(path, progress)
+        outlines, from_bounds = self._read(path, progress)
+        self.offset = origin.offset(bounds, from_bounds)  # in pixels of the slide
+        self._outlines = outlines.moved(*self.offset)
         self._polygons = np.flatnonzero(self._outlines.polygon_object >= 0)
         if not len(self._polygons):
             raise MaskError(f"{path}: holds no outlines with an area; give polygons")
@@ -53,7 +59,8 @@ class OutlineOverlay(Overlay):
         kinds = self._class_of_name[self._outlines.object_name[objects]]
         self.counts = tuple(np.bincount(kinds, minlength=len(self.classes) + 1)[1:].tolist())
 
-    def _read(self, path: Path, progress: Callable[[str, float], None]) -> OutlineSet:
+    def _read(self, path: Path, progress: Callable[[str, float], None]) -> tuple[OutlineSet, bool]:
+        """The outlines of a file, and whether its format counts from a slide's bounds."""
         source = open_source(path, None, None)
         if not isinstance(source, OutlineSource):
             raise MaskError(f"{path}: is a label image; make a mask of it first: wsigen mask import {path}")
@@ -61,7 +68,7 @@ class OutlineOverlay(Overlay):
         with damage_is_one_line(path, source.format):
             for item in source.objects(progress):
                 spool.add(item)
-        return spool.finish()
+        return spool.finish(), source.from_bounds
 
     def close(self) -> None:
         """Remove what was spooled."""

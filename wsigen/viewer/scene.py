@@ -13,7 +13,9 @@ from typing import Any
 
 from wsigen.config import RenderSettings
 from wsigen.errors import MaskError, SettingsError, SlideError
+from wsigen.masks.importers.report import counted_from_bounds
 from wsigen.masks.importers.sniffing import open_source
+from wsigen.masks.origin import Origin
 from wsigen.masks.slide_mask import SlideMask
 from wsigen.models.config import ModelConfig
 from wsigen.models.registry import DEFAULT_MODEL, load_config
@@ -35,6 +37,7 @@ class SceneSettings:
 
     path: Path  # a slide, or a mask whose slide is painted
     overlay: Path | None = None  # a mask, or outlines in GeoJSON and the like
+    origin: Origin = Origin.AUTO  # which corner of the slide the outlines of an overlay are counted from
     compare: Path | None = None  # another slide
     out: Path | None = None  # where "Save as slide" writes
     lossless: bool = False  # PNG instead of JPEG tiles
@@ -62,6 +65,7 @@ class Scene:
         self.live: LiveSlide | None = None
         self._overlays: dict[str, Overlay] = {}
         self.saving: SaveJob | None = None
+        self.notes: list[str] = []  # for whoever opened it
 
     @property
     def overlays(self) -> dict[str, Overlay]:
@@ -210,9 +214,23 @@ def _open_overlay(scene: Scene, path: Path, config: ModelConfig, progress: Progr
             place = _place(path, (width, height, first["mpp"]), (overlay.width, overlay.height, overlay.mpp))
     else:
         open_source(path, None, None)  # says at once what is wrong with a file of no known format
-        overlay = OutlineOverlay(path, (width, height), first["mpp"], config.classes, progress)
+        overlay = _outlines(scene, path, (width, height), first["mpp"], config, progress)
         place = Place()
     scene.add_overlay("overlay", overlay, place)
+
+
+def _outlines(
+    scene: Scene, path: Path, size: tuple[int, int], mpp: float | None, config: ModelConfig, progress: Progress
+) -> OutlineOverlay:
+    bounds = scene.slides["slide"].info.bounds if "slide" in scene.slides else None
+    if scene.settings.origin is Origin.BOUNDS and bounds is None:
+        raise SettingsError(f"--origin bounds: {scene.settings.path} states no bounds; leave it out")
+    overlay = OutlineOverlay(
+        path, size, mpp, config.classes, progress, None if bounds is None else bounds[:2], scene.settings.origin
+    )
+    if overlay.offset != (0, 0):
+        scene.notes.append(counted_from_bounds("outlines", overlay.offset))
+    return overlay
 
 
 def _place(path: Path, first: tuple[int, int, float | None], other: tuple[int, int, float | None]) -> Place:

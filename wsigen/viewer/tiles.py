@@ -16,7 +16,7 @@ import openslide
 from PIL import Image
 
 from wsigen.errors import SlideError
-from wsigen.slides.info import SlideInfo, read_slide_info
+from wsigen.slides.info import SlideInfo, openslide_path, read_slide_info
 from wsigen.slides.pyramid import level_sizes
 from wsigen.slides.tiled_tiff import TILE
 
@@ -60,7 +60,7 @@ class SlideTiles:
 
     def __init__(self, path: Path) -> None:
         self.info: SlideInfo = read_slide_info(path)
-        self._slide = openslide.OpenSlide(path)
+        self._slide = openslide.OpenSlide(openslide_path(path))
         self._slide.set_cache(openslide.OpenSlideCache(CACHE_BYTES))
         self.levels = level_sizes(self.info.width, self.info.height)
         colour = self._slide.properties.get(openslide.PROPERTY_NAME_BACKGROUND_COLOR, "FFFFFF")

@@ -3,6 +3,6 @@
 `export_mask` writes one of `FORMATS`. Outlines run along pixel edges, so importing them again gives the same mask.
 """
 
-from wsigen.masks.exporters.exporting import FORMATS, ExportReport, export_mask
+from wsigen.masks.exporters.exporting import FORMATS, ExportReport, Target, export_mask
 
-__all__ = ["FORMATS", "ExportReport", "export_mask"]
+__all__ = ["FORMATS", "ExportReport", "Target", "export_mask"]

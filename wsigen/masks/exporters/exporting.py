@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import os
 import shutil
-import tempfile
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -15,12 +14,16 @@ from typing import Self
 import numpy as np
 
 from wsigen.errors import MaskError
+from wsigen.folders import temporary_beside
 from wsigen.masks.classes import ClassTable, NucleusClass
 from wsigen.masks.exporters.nuclei import Runs, finished_nuclei, finished_tissue
+from wsigen.masks.origin import Origin
 from wsigen.masks.outline import trace_runs
 from wsigen.masks.slide_mask import MaskSource, SlideMask
 
 # name -> ending of its files. The folder of OME-Zarr labels is written by a module of its own.
+# These hold outlines by themselves, so they may count from a slide's bounds; the others describe the whole picture.
+COUNTED_FROM_BOUNDS = {"geojson": True, "db": False}  # name -> whether its readers count so
 FORMATS = {"geojson": ".geojson", "db": ".db", "coco": ".json", "ome.zarr": ".ome.zarr"}
 
 
@@ -36,11 +39,21 @@ class Nucleus:
 
 @dataclass(frozen=True)
 class ExportReport:
-    """What an export wrote."""
+    """What an export wrote. offset: corner of the slide's bounds, where coordinates count from there."""
 
     out: Path
     nuclei: int
     regions: int
+    offset: tuple[int, int] = (0, 0)
+
+
+@dataclass(frozen=True)
+class Target:
+    """The slide that nuclei are exported for: its size in px, and the corner of its bounds where it states them."""
+
+    path: Path
+    size: tuple[int, int]
+    bounds: tuple[int, int] | None
 
 
 class OutlineWriter(ABC):
@@ -73,10 +86,13 @@ def export_mask(
     format: str | None = None,
     overwrite: bool = False,
     progress: Callable[[str, float], None] = lambda what, share: None,
+    slide: Target | None = None,
+    origin: Origin = Origin.AUTO,
 ) -> ExportReport:
     """Write the nuclei of a slide mask to `out`, a file or (OME-Zarr) a folder; it appears there when it is whole.
 
-    format: one of `FORMATS`; None: by the ending of `out`. progress(what, share) is called now and then.
+    format: one of `FORMATS`; None: by the ending of `out`. progress(what, share) is called now and then. slide: where
+    the nuclei will be shown; its bounds decide what QuPath counts from. origin: which corner outlines are counted from.
 
     Raises `MaskError` for an ending or format that is not known, an existing target without `overwrite`, or a bad mask.
     """
@@ -85,21 +101,33 @@ def export_mask(
     if name not in FORMATS:
         raise MaskError(f"{target}: format {name!r} is not known; there are {', '.join(FORMATS)}")
     _check_target(target, overwrite)
-    with (
-        SlideMask.open(mask, len(classes)) as opened,
-        tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as folder,
-    ):
-        partial = Path(folder) / target.name
+    offset = _offset(target, name, slide, origin)
+    with SlideMask.open(mask, len(classes)) as opened, temporary_beside(target, MaskError) as folder:
+        if slide is not None and (opened.width, opened.height) != slide.size:
+            sizes = f"{opened.width} x {opened.height} px, {slide.path} {slide.size[0]} x {slide.size[1]}"
+            raise MaskError(f"{opened.path}: is {sizes}; give the slide of this mask")
+        partial = folder / target.name
         if name == "ome.zarr":
             from wsigen.masks.exporters.ome_zarr import write_label_zarr
 
             nuclei, regions = write_label_zarr(partial, opened, classes, progress), 0
         else:
-            nuclei, regions = _write_outlines(name, partial, opened, classes, progress)
+            nuclei, regions = _write_outlines(name, partial, opened, classes, progress, offset)
         if target.is_dir():
             shutil.rmtree(target)
         os.replace(partial, target)
-    return ExportReport(target, nuclei, regions)
+    return ExportReport(target, nuclei, regions, offset)
+
+
+def _offset(target: Path, name: str, slide: Target | None, origin: Origin) -> tuple[int, int]:
+    """The corner of the slide that coordinates of a format count from."""
+    if origin is Origin.BOUNDS and name not in COUNTED_FROM_BOUNDS:
+        raise MaskError(
+            f"{target}: origin bounds is for {', '.join(COUNTED_FROM_BOUNDS)}; {name} is of the whole slide"
+        )
+    if origin is Origin.BOUNDS and (slide is None or slide.bounds is None):
+        raise MaskError(f"{target}: origin bounds needs a slide that states its bounds; name one with --like")
+    return origin.offset(None if slide is None else slide.bounds, COUNTED_FROM_BOUNDS.get(name, False))
 
 
 def format_of(path: Path) -> str:
@@ -123,20 +151,32 @@ def _check_target(target: Path, overwrite: bool) -> None:
 
 
 def _write_outlines(
-    name: str, path: Path, mask: MaskSource, classes: ClassTable, progress: Callable[[str, float], None]
+    name: str,
+    path: Path,
+    mask: MaskSource,
+    classes: ClassTable,
+    progress: Callable[[str, float], None],
+    offset: tuple[int, int],
 ) -> tuple[int, int]:
     count = regions = 0
     with _writer(name)(path, mask, classes) as writer:
         for runs in finished_nuclei(mask, lambda share: progress("tracing", share)):
-            nuclei = list(traced(runs, classes))
+            nuclei = [_moved(nucleus, offset) for nucleus in traced(runs, classes)]
             writer.add(nuclei)
             count += len(nuclei)
         if mask.has_tissue:
             for runs in finished_tissue(mask):
-                polygons = [polygon for _, pieces in _polygons(runs) for polygon in pieces]
+                polygons = [[ring - offset for ring in polygon] for _, pieces in _polygons(runs) for polygon in pieces]
                 writer.add_regions(polygons)
                 regions += len(polygons)
     return count, regions
+
+
+def _moved(nucleus: Nucleus, offset: tuple[int, int]) -> Nucleus:
+    """A nucleus as it is counted from another corner."""
+    if offset == (0, 0):
+        return nucleus
+    return replace(nucleus, polygons=[[ring - offset for ring in polygon] for polygon in nucleus.polygons])
 
 
 def traced(runs: Runs, classes: ClassTable) -> Iterator[Nucleus]:

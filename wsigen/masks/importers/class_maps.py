@@ -7,12 +7,16 @@ unknown: the import lists it and stops, unless told to skip it.
 
 from __future__ import annotations
 
+import json
 import tomllib
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from wsigen.errors import MaskError
+from wsigen.text_files import read_text
 
 SKIP, TISSUE_REGION = -1, -2
 UNCLASSIFIED = "unclassified"
@@ -27,7 +31,10 @@ _SYNONYMS = {
     "eosinophil": ("eosinophils", "eosinophil granulocyte"),
     "connective": ("connective tissue", "connective tissue cell", "connective-tissue-cell"),
 }
+# HoVer-Net calls type 0 "nolabe": a nucleus that it found and did not classify; CellViT calls it "Background".
+_NO_LABEL = {"0": "skip", "nolabe": "skip", "background": "skip"}
 _LIZARD = {
+    **_NO_LABEL,
     "1": "neutrophil",
     "2": "epithelial",
     "3": "lymphocyte",
@@ -42,16 +49,19 @@ BUILT_IN: dict[str, dict[str, str]] = {
     "conic": _LIZARD,
     # The four groups that HoVer-Net trains on; `consep-full` has the seven types of the published files.
     "consep": {
+        **_NO_LABEL,
         **{"1": "connective", "2": "lymphocyte", "3": "epithelial", "4": "connective"},
         **{"other": "connective", "misc": "connective", "inflammatory": "lymphocyte"},
         **{"epithelial": "epithelial", "spindle-shaped": "connective", "spindle": "connective"},
     },
     "consep-full": {
+        **_NO_LABEL,
         **{"1": "connective", "2": "lymphocyte", "3": "epithelial", "4": "epithelial"},
         **{"5": "connective", "6": "connective", "7": "connective"},
     },
     # Also the classes of HoVer-Net and CellViT models trained on PanNuke; their numbers begin with 1.
     "pannuke": {
+        **_NO_LABEL,
         **{"1": "epithelial", "2": "lymphocyte", "3": "connective", "4": "skip", "5": "epithelial"},
         **{"neoplastic": "epithelial", "neopla": "epithelial", "neoplastic cells": "epithelial"},
         **{"inflammatory": "lymphocyte", "inflam": "lymphocyte", "connective": "connective", "connec": "connective"},
@@ -59,6 +69,7 @@ BUILT_IN: dict[str, dict[str, str]] = {
         **{"no-neo": "epithelial", "non-neoplastic epithelial": "epithelial"},
     },
     "monusac": {
+        **_NO_LABEL,
         **{"1": "epithelial", "2": "lymphocyte", "3": "skip", "4": "neutrophil"},
         **{"epithelial": "epithelial", "lymphocyte": "lymphocyte", "macrophage": "skip", "neutrophil": "neutrophil"},
     },
@@ -75,13 +86,31 @@ class ClassMap:
     def resolve(self, name: str) -> int | None:
         """Class 1..n, `SKIP`, `TISSUE_REGION`, or None where nothing says.
 
-        A derived class of QuPath ("Tumor: Positive") falls back on the class that it is derived from.
+        A derived class of QuPath ("Immune cells: CD3: CD8") falls back on the nearest class that it is derived from
+        ("Immune cells: CD3", then "Immune cells").
         """
-        key = name.strip().lower()
-        if key in self.entries:
-            return self.entries[key]
-        base, separator, _ = key.partition(":")
-        return self.entries.get(base.strip()) if separator else None
+        key = _key(name)
+        while key not in self.entries:
+            key, separator, _ = key.rpartition(": ")
+            if not separator:
+                return None
+        return self.entries[key]
+
+
+def _key(name: str) -> str:
+    """A class name as it is compared: without regard to case, and to spaces around the colons of derived classes."""
+    return ": ".join(part.strip() for part in name.lower().split(":"))
+
+
+def class_name(value: Any) -> str:
+    """Name of a class in any of QuPath's forms: a map with its name or names, plain text, or a map as JSON text."""
+    if isinstance(value, str) and value.lstrip().startswith("{"):
+        with suppress(ValueError, RecursionError):
+            value = json.loads(value)
+    if isinstance(value, dict):
+        names = value.get("names")
+        value = ": ".join(str(name) for name in names) if isinstance(names, list) else value.get("name")
+    return value.strip() or UNCLASSIFIED if isinstance(value, str) else UNCLASSIFIED
 
 
 def class_map(classes: Sequence[str], given: Sequence[str] = (), built_in: Sequence[str] = ()) -> ClassMap:
@@ -103,7 +132,7 @@ def class_map(classes: Sequence[str], given: Sequence[str] = (), built_in: Seque
     entries |= {"tissue": TISSUE_REGION, "ignore*": SKIP}  # QuPath names ignored classes with a star
     for source in (*built_in, *given):
         for theirs, ours in _load(source).items():
-            entries[theirs.strip().lower()] = _ours(source, ours, classes)
+            entries[_key(theirs)] = _ours(source, ours, classes)
     return ClassMap(entries)
 
 
@@ -125,7 +154,7 @@ def _load_toml(path: Path) -> Mapping[str, str]:
     try:
         if path.stat().st_size > MAX_MAP_BYTES:
             raise MaskError(f"{path}: {path.stat().st_size} bytes are too many for a class map; name the right file")
-        data = tomllib.loads(path.read_text(encoding="utf-8"))
+        data = tomllib.loads(read_text(path))
     except (OSError, ValueError) as error:
         raise MaskError(
             f'{path}: cannot be read as TOML ({error}); write lines such as "Tumor" = "epithelial"'

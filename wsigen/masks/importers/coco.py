@@ -61,7 +61,7 @@ class CocoSource(OutlineSource):
                         images = [item for item in value if isinstance(item, dict)]
                     elif isinstance(value, list):
                         entries = [item for item in value if isinstance(item, dict)]
-                        self.names = {str(item.get("id")): str(item.get("name")) for item in entries}
+                        self.names = {str(item.get("id")): str(item.get("name") or "") for item in entries}
                     if not missing:
                         break
                 else:
@@ -83,7 +83,7 @@ class CocoSource(OutlineSource):
     def _annotation(self, entry: Any) -> SourceObject | None:
         if not isinstance(entry, dict):
             return None
-        name = str(entry.get("category_id"))
+        name = str(entry.get("category_id", ""))
         shape = entry.get("segmentation")
         try:
             polygons = _run_length(shape) if isinstance(shape, dict) else _flat_polygons(shape)

@@ -15,6 +15,7 @@ import numpy as np
 from wsigen.masks.importers.class_maps import UNCLASSIFIED
 from wsigen.masks.importers.json_stream import JsonStream
 from wsigen.masks.importers.sources import CountedFile, OutlineSource, Progress, SourceObject
+from wsigen.masks.scale import plausible_mpp
 
 MPP_AT_1X = 10.0  # microns per pixel of a magnification of 1, by the convention of 0.25 at 40
 
@@ -33,7 +34,7 @@ class HoverNetSource(OutlineSource):
             for key in stream.members():
                 if key == "mag":
                     mag = stream.value()
-                    self.mpp = MPP_AT_1X / mag if isinstance(mag, float | int) and 0 < mag <= 1000 else None
+                    self.mpp = plausible_mpp(MPP_AT_1X / mag) if isinstance(mag, float | int) and mag > 0 else None
                 elif key == "nuc" and stream.expect("start_map"):
                     for _ in stream.members():
                         yield _nucleus(stream.value())
@@ -60,7 +61,10 @@ class CellVitSource(OutlineSource):
                     self.mpp = _base_mpp(stream.value())
                 elif key == "cells" and stream.expect("start_array"):
                     for item in stream.items():
-                        yield _nucleus(stream.value(item))
+                        cell = stream.value(item)
+                        if isinstance(cell, dict) and "contour" not in cell:
+                            self.hint = "its cells have no contours, only boxes and centres; give CellViT's cells.json"
+                        yield _nucleus(cell)
                 elif key != "cells":
                     stream.skip()
 
@@ -84,4 +88,4 @@ def _nucleus(entry: Any) -> SourceObject | None:
 
 def _base_mpp(metadata: Any) -> float | None:
     value = metadata.get("base_mpp") if isinstance(metadata, dict) else None
-    return float(value) if isinstance(value, float | int) and 0 < value <= 100 else None
+    return plausible_mpp(float(value)) if isinstance(value, float | int) else None

@@ -1,23 +1,25 @@
 """Aperio ImageScope's XML, in which MoNuSeg and others publish: Annotation / Regions / Region / Vertices / Vertex.
 
-A class is a region's text, else its layer's name. Documents with a DTD are refused, so entities cannot be declared, let
-alone expand.
+A class is a region's text, else its layer's name. A region with NegativeROA="1" is cut out of the regions of its layer.
 """
 
 from __future__ import annotations
 
+import re
+from collections import defaultdict
 from collections.abc import Iterator
-from xml.parsers import expat
+from typing import Any
 
 import numpy as np
 
-from wsigen.errors import MaskError
 from wsigen.masks.importers.class_maps import UNCLASSIFIED
 from wsigen.masks.importers.sources import CountedFile, OutlineSource, Progress, SourceObject
+from wsigen.masks.importers.xml_stream import CHUNK_BYTES, read_elements
+from wsigen.masks.scale import plausible_mpp
 
-CHUNK_BYTES = 1 << 20
 ELLIPSE_POINTS = 64
 _ELLIPSE = "2"
+_NEGATIVE = re.compile(rb"NegativeROA\s*=\s*[\"'][^0\"']")
 
 
 class ImageScopeSource(OutlineSource):
@@ -27,48 +29,61 @@ class ImageScopeSource(OutlineSource):
 
     def objects(self, progress: Progress) -> Iterator[SourceObject | None]:
         """Read the regions of all layers."""
+        holes = self._holes()
         reader = _Regions(self)
-        with CountedFile(self.path, progress) as file:
-            parser = expat.ParserCreate()
-            parser.StartElementHandler = reader.start
-            parser.EndElementHandler = reader.end
-            parser.StartDoctypeDeclHandler = reader.refuse
-            parser.EntityDeclHandler = reader.refuse
-            while True:
-                chunk = file.read(CHUNK_BYTES)
-                try:
-                    parser.Parse(chunk, not chunk)
-                except expat.ExpatError as error:
-                    raise ValueError(str(error)) from None
-                yield from reader.finished
+        for _ in read_elements(self.path, reader, progress):
+            for layer, label, points in reader.finished:
+                yield None if points is None else SourceObject(label, _without(points, holes.get(layer)))
+            reader.finished.clear()
+
+    def _holes(self) -> dict[int, Any]:
+        """Negative regions by layer, in search trees; they may stand behind those that they are cut out of."""
+        import shapely
+
+        holes: defaultdict[int, list[Any]] = defaultdict(list)
+        if self._may_have_holes():
+            reader = _Regions(self, negative=True)
+            for _ in read_elements(self.path, reader, lambda what, share: None):
+                for layer, _, points in reader.finished:
+                    if points is not None and _has_area(points):
+                        holes[layer].append(shapely.make_valid(shapely.Polygon(points)))
                 reader.finished.clear()
-                if not chunk:
-                    return
+        return {layer: shapely.STRtree(areas) for layer, areas in holes.items()}
+
+    def _may_have_holes(self) -> bool:
+        """Whether the bytes of the file speak of negative regions, which is much sooner told than parsed."""
+        kept = b""
+        with CountedFile(self.path, lambda what, share: None) as file:
+            while chunk := file.read(CHUNK_BYTES):
+                if _NEGATIVE.search(kept + chunk) or b"\0" in chunk:  # UTF-16 is not searched
+                    return True
+                kept = chunk[-100:]
+        return False
 
 
 class _Regions:
-    """Collects regions from the elements of the document."""
+    """Collects regions from the elements of the document: layer, label, and points (None for unreadable ones).
 
-    def __init__(self, source: ImageScopeSource) -> None:
-        self.finished: list[SourceObject | None] = []
-        self._source = source
-        self._layer = self._text = self._shape = ""
+    negative: collect the negative regions, else the others.
+    """
+
+    def __init__(self, source: ImageScopeSource, negative: bool = False) -> None:
+        self.finished: list[tuple[int, str, np.ndarray | None]] = []
+        self._source, self._negative = source, negative
+        self._layer, self._layer_name, self._text, self._shape = -1, "", "", ""
         self._vertices: list[tuple[float, float]] | None = None
         self._sound = True
-
-    def refuse(self, *_: object) -> None:
-        """A document type or an entity is declared."""
-        raise MaskError(f"{self._source.path}: declares a document type, which is refused as unsafe; remove the line")
 
     def start(self, name: str, attributes: dict[str, str]) -> None:
         """An element begins."""
         if name == "Annotations":
-            self._source.mpp = _positive(attributes.get("MicronsPerPixel"))
+            self._source.mpp = plausible_mpp(_number(attributes.get("MicronsPerPixel")))
         elif name == "Annotation":
-            self._layer = attributes.get("Name", "")
+            self._layer, self._layer_name = self._layer + 1, attributes.get("Name", "")
         elif name == "Region":
             self._text, self._shape = attributes.get("Text", ""), attributes.get("Type", "")
-            self._vertices, self._sound = [], True
+            negative = attributes.get("NegativeROA", "0").strip().lower() in ("1", "true")
+            self._vertices, self._sound = [] if negative is self._negative else None, True
         elif name == "Vertex" and self._vertices is not None:
             try:
                 self._vertices.append((float(attributes["X"]), float(attributes["Y"])))
@@ -82,9 +97,31 @@ class _Regions:
         points = np.array(self._vertices, np.float64).reshape(-1, 2)
         if self._shape == _ELLIPSE and len(points) in (2, 4):
             points = _ellipse(points)
-        label = self._text.strip() or self._layer.strip() or UNCLASSIFIED
-        self.finished.append(SourceObject(label, [[points]]) if self._sound and len(points) else None)
+        label = self._text.strip() or self._layer_name.strip() or UNCLASSIFIED
+        self.finished.append((self._layer, label, points if self._sound and len(points) else None))
         self._vertices = None
+
+
+def _without(points: np.ndarray, holes: Any) -> list[list[np.ndarray]]:
+    """Polygons of a region without the negative regions (a search tree, or None) that reach into it."""
+    import shapely
+
+    if holes is None or not _has_area(points):
+        return [[points]]
+    region = shapely.make_valid(shapely.Polygon(points))
+    cut = holes.geometries[holes.query(region, predicate="intersects")]
+    if not len(cut):
+        return [[points]]
+    rest = shapely.difference(region, shapely.union_all(cut))
+    return [
+        [shapely.get_coordinates(ring) for ring in (part.exterior, *part.interiors)]
+        for part in shapely.get_parts(rest)
+        if part.geom_type == "Polygon" and not part.is_empty
+    ]
+
+
+def _has_area(points: np.ndarray) -> bool:
+    return len(points) >= 3 and bool(np.isfinite(points).all())
 
 
 def _ellipse(corners: np.ndarray) -> np.ndarray:
@@ -93,9 +130,8 @@ def _ellipse(corners: np.ndarray) -> np.ndarray:
     return centre + radius * np.stack([np.cos(angle), np.sin(angle)], 1)
 
 
-def _positive(text: str | None) -> float | None:
+def _number(text: str | None) -> float | None:
     try:
-        value = float(text or 0)
+        return float(text or 0)
     except ValueError:
         return None
-    return value if 0 < value <= 100 else None

@@ -3,23 +3,31 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
 from wsigen.errors import MaskError
+from wsigen.folders import temporary_beside
 from wsigen.masks.importers import label_import
 from wsigen.masks.importers.class_maps import SKIP, TISSUE_REGION, ClassMap, class_map
 from wsigen.masks.importers.outlines import OutlineSet
 from wsigen.masks.importers.rasterise import Rasteriser
-from wsigen.masks.importers.report import ImportReport, refuse_unknown
+from wsigen.masks.importers.report import ImportReport, refuse_empty, refuse_unknown
 from wsigen.masks.importers.settings import ImportSettings, check_size, check_target
 from wsigen.masks.importers.sniffing import open_source
 from wsigen.masks.importers.sources import Kind, LabelSource, OutlineSource, Progress
-from wsigen.masks.importers.tissue import TissuePlane, full_name, read_outlines, same_file, scale_of, tissue_of_file
+from wsigen.masks.importers.tissue import (
+    TissuePlane,
+    counted_from_slide,
+    full_name,
+    read_outlines,
+    same_file,
+    scale_of,
+    tissue_of_file,
+)
 from wsigen.masks.window import TISSUE, MaskWindow
 from wsigen.masks.writer import write_slide_mask
 
@@ -50,42 +58,57 @@ def import_mask(
 def _import_outlines(
     source: OutlineSource, out: Path, settings: ImportSettings, overwrite: bool, progress: Progress
 ) -> ImportReport:
-    with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as folder:
+    with temporary_beside(out, MaskError) as folder:
         centres = source.pixel_centres if settings.pixel_centres is None else settings.pixel_centres
-        outlines, unreadable = read_outlines(source, Path(folder), centres, progress)
+        outlines, unreadable = read_outlines(source, folder, centres, progress)
         mapping = class_map(settings.classes, settings.class_maps, source.built_in)
         own_tissue = settings.tissue is not None and same_file(settings.tissue, source.path)
         class_of, is_region = _classes_of(outlines, source, mapping, settings, own_tissue)
         scale, mpp = scale_of(source, settings)
+        outlines, offset = counted_from_slide(outlines, source, settings, scale)
         width, height = settings.size or _scaled_size(source.size, scale) or _extent(outlines, scale, centres)
         check_size(source.path, width, height)
         fate = _Fates.of(outlines, class_of, width, height, scale, 0.5 * scale if centres else 0.0)
-        tissue = _tissue(
-            outlines, is_region, settings, own_tissue, width, height, scale, centres, Path(folder), progress
-        )
+        tissue = _tissue(outlines, is_region, settings, own_tissue, width, height, scale, centres, folder, progress)
         nuclei = Rasteriser(
             outlines, fate.drawn_polygons, fate.ids[outlines.polygon_object], width, height, scale, centres
         )
         lookup = np.concatenate([[0], class_of[fate.ids[:-1] > 0]]).astype(np.uint8)
         seen = np.zeros(len(lookup), bool)
 
+        def report() -> ImportReport:
+            made = _report(
+                source, out, settings, outlines, fate, seen, lookup, unreadable, is_region, mpp, (width, height)
+            )
+            return replace(made, offset=offset)
+
         def rows(y0: int, y1: int) -> MaskWindow | None:
             progress("drawing", y0 / height)
             ids = np.zeros((y1 - y0, width), np.uint32)
-            if not nuclei.draw(y0, ids) and tissue is None:
-                return None
-            marked = np.flatnonzero(ids != 0)
-            labels = ids.reshape(-1)[marked]
-            seen[labels] = True
             classes = np.zeros(ids.shape, np.uint8)
-            classes.reshape(-1)[marked] = lookup[labels]
+            drawn = nuclei.draw(y0, ids)
+            if drawn:
+                marked = np.flatnonzero(ids != 0)
+                labels = ids.reshape(-1)[marked]
+                seen[labels] = True
+                classes.reshape(-1)[marked] = lookup[labels]
+            if y1 == height and not settings.allow_empty:
+                _check_nuclei(source, report())
+            if not drawn and tissue is None:
+                return None
             return MaskWindow(classes, ids, tissue.rows(y0, classes) if tissue else None)
 
         write_slide_mask(out, width, height, mpp, rows, True, tissue is not None, overwrite)
         progress("drawing", 1.0)
-        return _report(
-            source, out, settings, outlines, fate, seen, lookup, unreadable, is_region, tissue, mpp, (width, height)
-        )
+        return report()
+
+
+def _check_nuclei(source: OutlineSource, report: ImportReport) -> None:
+    """Refuse an import that gives neither nuclei nor the tissue regions that a class map asks for."""
+    if report.nuclei or report.regions:
+        return
+    reason = "no objects" if not report.found else report.describe_others()
+    refuse_empty(source.path, f"{reason}: {source.hint}" if source.hint else reason)
 
 
 def _classes_of(
@@ -98,11 +121,12 @@ def _classes_of(
     unknown_name = np.array([entry is None for entry in resolved] or [False])
     classes, unknown = as_array[outlines.object_name], unknown_name[outlines.object_name]
     # A file with nuclei and annotations has the annotations as regions: a "Tumor" that holds a thousand nuclei.
-    annotation = outlines.object_kind == Kind.ANNOTATION
-    region = annotation & bool((~annotation).any())
+    annotation, core = outlines.object_kind == Kind.ANNOTATION, outlines.object_kind == Kind.REGION
+    annotated = annotation & bool((~annotation & ~core).any())
+    region = annotated | core
     tissue = classes == TISSUE_REGION
     if tissue_too and not tissue.any():
-        tissue = region.copy()
+        tissue = annotated if annotated.any() else region.copy()
     unknown &= ~region & ~tissue
     if unknown.any() and not settings.skip_unknown:
         counts = np.bincount(outlines.object_name[unknown], minlength=len(names))
@@ -205,7 +229,6 @@ def _report(
     lookup: np.ndarray,
     unreadable: int,
     is_region: np.ndarray,
-    tissue: TissuePlane | None,
     mpp: float | None,
     size: tuple[int, int],
 ) -> ImportReport:

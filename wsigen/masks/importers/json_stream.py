@@ -6,12 +6,15 @@ an array in turn, and for each either builds the value, skips it, or walks furth
 
 from __future__ import annotations
 
+import math
 from array import array
 from collections.abc import Iterator
-from typing import Any, Protocol
+from typing import Any
 
 import ijson
 import numpy as np
+
+from wsigen.masks.importers.json_text import JsonText, Readable
 
 BUFFER_BYTES = 1 << 20
 MAX_DEPTH = 64
@@ -20,20 +23,16 @@ MAX_VALUE_ITEMS = 5_000_000
 MAX_RING_VERTICES = 20_000_000
 
 
-class Readable(Protocol):
-    """What can be read in pieces."""
-
-    def read(self, size: int = -1) -> bytes:
-        """Up to `size` bytes; none at the end."""
-        ...
-
-
 class JsonStream:
-    """The events of one JSON document. Malformed input raises ValueError or ijson.JSONError."""
+    """The events of one JSON document. Malformed input raises ValueError or ijson.JSONError.
+
+    not_polygons: geometries without an area (points, lines) so far. damaged: outlines so far whose coordinates make no
+    sense.
+    """
 
     def __init__(self, file: Readable) -> None:
-        self._events = ijson.basic_parse(file, use_float=True, buf_size=BUFFER_BYTES)
-        self.not_polygons = 0
+        self._events = ijson.basic_parse(JsonText(file), use_float=True, buf_size=BUFFER_BYTES)
+        self.not_polygons = self.damaged = 0
 
     def next(self) -> tuple[str, Any]:
         """The next event; ValueError where the document has ended."""
@@ -99,21 +98,19 @@ class JsonStream:
     def polygons(self) -> Iterator[list[np.ndarray]]:
         """Read nested `coordinates` of a Polygon or MultiPolygon; yields the rings (N, 2) float64 of each polygon.
 
-        What is no polygon (points, lines) yields nothing and is counted in `not_polygons`.
+        What is no polygon (points, lines) yields nothing and is counted in `not_polygons`. A value that is no number
+        becomes NaN; from coordinates that are nested unevenly on, or a point of one value, nothing is yielded, and
+        `damaged` is counted.
         """
         event, _ = self.next()
         if event != "start_array":
             self.skip(event)
             self.not_polygons += 1
             return
-        depth, point_depth, at = 1, 0, 0
+        depth, point_depth, at, sound = 1, 0, 0, True
         numbers, rings = array("d"), []
         for event, value in self._events:
-            if event == "number":
-                if depth != point_depth:
-                    if point_depth:
-                        raise ValueError("coordinates are nested unevenly")
-                    point_depth = depth
+            if event == "number" and depth == point_depth:
                 if at < 2:
                     numbers.append(value)
                 at += 1
@@ -126,20 +123,27 @@ class JsonStream:
                 depth -= 1
                 above = point_depth - depth
                 if above == 1:
-                    if at < 2:
-                        raise ValueError("a point has fewer than two coordinates")
+                    sound &= at >= 2
                     at = 0
                     if len(numbers) > 2 * MAX_RING_VERTICES:
                         raise ValueError(f"an outline has more than {MAX_RING_VERTICES} points")
                 elif above == 2 and point_depth >= 3:
-                    rings.append(np.array(numbers, np.float64).reshape(-1, 2))
+                    if sound:
+                        rings.append(np.array(numbers, np.float64).reshape(-1, 2))
                     numbers = array("d")
-                elif above == 3 and rings:
+                elif above == 3 and rings and sound:
                     yield rings
                     rings = []
                 if depth == 0:
-                    self.not_polygons += point_depth < 3
+                    self.damaged += not sound
+                    self.not_polygons += sound and point_depth < 3
                     return
             else:
-                raise ValueError(f"coordinates hold {value!r}")
+                if event == "start_map":
+                    self.skip(event)
+                point_depth = point_depth or depth
+                sound &= depth == point_depth
+                if at < 2:
+                    numbers.append(value if event == "number" else math.nan)
+                at += 1
         raise ValueError("it ends too early")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -11,11 +10,13 @@ from pathlib import Path
 import numpy as np
 
 from wsigen.errors import MaskError
+from wsigen.folders import temporary_beside
 from wsigen.masks.importers.class_maps import SKIP, TISSUE_REGION, UNCLASSIFIED, class_map
-from wsigen.masks.importers.report import ImportReport, refuse_unknown
+from wsigen.masks.importers.report import ImportReport, listed, refuse_empty, refuse_unknown
 from wsigen.masks.importers.settings import ImportSettings, check_size
 from wsigen.masks.importers.sources import LabelSource, Progress, damage_is_one_line
 from wsigen.masks.importers.tissue import TissuePlane, has_tissue_plane, marks_tissue, same_file, tissue_of_file
+from wsigen.masks.scale import plausible_mpp, plausible_sizes, square_mpp
 from wsigen.masks.slide_mask import SlideMask
 from wsigen.masks.window import GLASS, TISSUE, MaskWindow
 from wsigen.masks.writer import rebuffered, write_slide_mask
@@ -30,12 +31,12 @@ def import_labels(
     source: LabelSource, out: Path, settings: ImportSettings, overwrite: bool, progress: Progress
 ) -> ImportReport:
     """Write the mask of a label image; raises what `import_mask` raises."""
-    with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as folder:
+    with temporary_beside(out, MaskError) as folder:
         try:
             check_size(source.path, source.width, source.height)
             mpp = _mpp(source, settings)
             mapping = _Mapping(source, settings)
-            tissue = _tissue(source, settings, mapping, Path(folder), progress)
+            tissue = _tissue(source, settings, mapping, folder, progress)
             instances = source.kind == "instance" or source.has_ids
             rows = rebuffered(out, _mapped(source, mapping, progress), source.height)
 
@@ -72,14 +73,14 @@ def _tissue(
 def _mpp(source: LabelSource, settings: ImportSettings) -> float | None:
     """Scale of the mask; of a smaller copy of the slide it follows from the sizes."""
     if settings.size is None:
-        return settings.mpp or source.mpp
+        return settings.mpp or square_mpp(source.path, plausible_sizes(source.pixel_sizes))
     ratio = settings.size[0] / source.width
     if abs(settings.size[1] / source.height / ratio - 1) > 0.01:
         size = f"{settings.size[0]} x {settings.size[1]}"
         raise MaskError(
             f"{source.path}: is {source.width} x {source.height} px and the slide {size}: another shape; give its slide"
         )
-    return None if settings.mpp is None else settings.mpp * ratio
+    return None if settings.mpp is None else plausible_mpp(settings.mpp * ratio)
 
 
 def _counted(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -139,7 +140,7 @@ def _earliest(numbers: np.ndarray, of: np.ndarray, count: int) -> np.ndarray:
 
 def _name(source: LabelSource, value: int) -> str:
     missing = str(value) if source.kind == "class" else UNCLASSIFIED
-    return source.class_of.get(value, missing)
+    return source.class_of.get(value, missing).strip() or UNCLASSIFIED
 
 
 class _Mapping:
@@ -209,6 +210,15 @@ class _Mapping:
                 unknown[name if instance else f"{name} (pixels)"] += 1 if instance else count
         refuse_unknown(self._source.path, unknown, self._settings.classes)
 
+    def refuse_empty(self) -> None:
+        """Raise the line of an image without nuclei, unless it is wanted, or the map asks for tissue."""
+        values, _ = self.pixels.result()
+        if self._settings.allow_empty or (self.targets(values) > 0).any():
+            return
+        left_out = Counter(_name(self._source, value) for value in values.tolist())
+        reason = f"left out by class: {listed(left_out)}" if left_out else "all pixels are 0"
+        refuse_empty(self._source.path, reason)
+
 
 def _mapped(source: LabelSource, mapping: _Mapping, progress: Progress) -> Iterator[MaskWindow]:
     row = 0
@@ -227,6 +237,7 @@ def _mapped(source: LabelSource, mapping: _Mapping, progress: Progress) -> Itera
                 mapping.note_ids(band.ids, band.values)
             if row == source.height:
                 mapping.refuse_unknown()
+                mapping.refuse_empty()
             yield MaskWindow(classes, None if given is None else given.astype(np.uint32) * (classes > 0), tissue)
         if row < source.height:
             raise ValueError(f"it ends after {row} of {source.height} rows")

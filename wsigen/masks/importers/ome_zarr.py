@@ -19,6 +19,8 @@ from wsigen.errors import MaskError
 from wsigen.masks.importers.settings import check_size
 from wsigen.masks.importers.sources import Labels, LabelSource, damage_is_one_line
 from wsigen.masks.importers.zarr_chunks import ChunkCheck
+from wsigen.text_files import read_text
+from wsigen.zarr_levels import pixel_sizes
 
 MAX_METADATA_BYTES = 1 << 28
 MAX_CHUNK_BYTES = 1 << 29
@@ -39,7 +41,6 @@ SAFE_CODECS = {
     "lzma",
 }
 _CLASS_KEYS = ("class", "name", "type", "label", "class_name", "classification")
-_UNITS = {"micrometer": 1.0, "nanometer": 1e-3, "millimeter": 1e3}
 
 
 class OmeZarrSource(LabelSource):
@@ -53,7 +54,7 @@ class OmeZarrSource(LabelSource):
             label, ids = _choose(path, name)
             attributes = _attributes(label)
             self.class_of = _classes(attributes)
-            self._values, check, self.mpp = _level0(label, attributes)
+            self._values, check, self.pixel_sizes = _level0(label, attributes)
             self._ids, self._checks = None, [check]
             if ids is not None:
                 self._ids, check, _ = _level0(ids, _attributes(ids))
@@ -98,7 +99,7 @@ def _read_json(path: Path) -> dict[str, Any]:
         return {}
     if path.stat().st_size > MAX_METADATA_BYTES:
         raise ValueError(f"{path.name} has more than {MAX_METADATA_BYTES >> 20} MB")
-    data = json.loads(path.read_text(encoding="utf-8"))
+    data = json.loads(read_text(path))
     return data if isinstance(data, dict) else {}
 
 
@@ -146,8 +147,8 @@ def _classes(attributes: dict[str, Any]) -> dict[int, str]:
     return found
 
 
-def _level0(folder: Path, attributes: dict[str, Any]) -> tuple[Any, ChunkCheck, float | None]:
-    """The array of the largest level, the check of its chunks, and its microns per pixel."""
+def _level0(folder: Path, attributes: dict[str, Any]) -> tuple[Any, ChunkCheck, tuple[float, ...]]:
+    """The array of the largest level, the check of its chunks, and width and height of its pixels in microns."""
     import zarr
 
     scales = attributes["multiscales"][0]
@@ -167,17 +168,7 @@ def _level0(folder: Path, attributes: dict[str, Any]) -> tuple[Any, ChunkCheck, 
             "read at most; write the labels in smaller chunks, such as 1024 x 1024"
         )
     check = ChunkCheck(target, array, _read_json(target / "zarr.json"), _read_json(target / ".zarray"))
-    return array, check, _mpp(scales, dataset)
-
-
-def _mpp(scales: dict[str, Any], dataset: dict[str, Any]) -> float | None:
-    axes = scales.get("axes") or []
-    unit = axes[-1].get("unit") if axes and isinstance(axes[-1], dict) else None
-    for transformation in dataset.get("coordinateTransformations") or []:
-        scale = transformation.get("scale") if isinstance(transformation, dict) else None
-        if unit in _UNITS and isinstance(scale, list) and isinstance(scale[-1], float | int) and scale[-1] > 0:
-            return float(scale[-1]) * _UNITS[unit]
-    return None
+    return array, check, pixel_sizes(scales, dataset)
 
 
 def _check_codecs(folder: Path) -> None:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from array import array
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
+from wsigen.errors import MaskError
 from wsigen.masks.importers.sources import SourceObject
 
 SPOOLED_VERTICES = 1 << 19
@@ -40,6 +41,14 @@ class OutlineSet:
     def object_count(self) -> int:
         """Objects, those without an area included."""
         return len(self.object_name)
+
+    def moved(self, x: float, y: float) -> OutlineSet:
+        """The outlines with (x, y) added to all coordinates, in place of these: the vertices are changed on disk."""
+        if (x, y) == (0, 0):
+            return self
+        for start in range(0, len(self.vertices), SPOOLED_VERTICES):
+            self.vertices[start : start + SPOOLED_VERTICES] += (x, y)
+        return replace(self, bounds=self.bounds + np.array([x, y, x, y]))
 
 
 class OutlineSpool:
@@ -90,7 +99,11 @@ class OutlineSpool:
 
     def _spool(self) -> None:
         if self._waiting:
-            np.concatenate(self._waiting).astype("<f8", copy=False).tofile(self._file)
+            vertices = np.concatenate(self._waiting).astype("<f8", copy=False)
+            try:
+                self._file.write(vertices.tobytes())
+            except OSError as error:
+                raise MaskError(f"{self._path}: cannot be written ({error.strerror}); make room on the disk") from error
         self._waiting, self._waiting_vertices = [], 0
 
     def finish(self, thin: bool = False) -> OutlineSet:
@@ -98,7 +111,7 @@ class OutlineSpool:
         self._spool()
         self._file.close()
         size = self._path.stat().st_size // 16
-        vertices = np.memmap(self._path, "<f8", "r", shape=(size, 2)) if size else np.zeros((0, 2), np.float64)
+        vertices = np.memmap(self._path, "<f8", "r+", shape=(size, 2)) if size else np.zeros((0, 2), np.float64)
         ring_vertices = np.concatenate([[0], np.cumsum(np.frombuffer(self._ring_sizes, np.int64))])
         polygon_rings = np.concatenate([[0], np.cumsum(np.frombuffer(self._ring_counts, np.int64))])
         measured = _measure(vertices, ring_vertices.astype(np.int64), polygon_rings.astype(np.int64), thin)

@@ -1,33 +1,40 @@
-"""QuPath's GeoJSON, and what others write in its manner (CellViT's cells.geojson).
+"""QuPath's GeoJSON, and what others write in its manner (CellViT's cells.geojson, GeoPandas).
 
-A FeatureCollection, or a bare array of features, or one feature; coordinates in pixels of level 0. Cells may have a
-`nucleusGeometry`, which is then what counts. Classes occur as {"name", "color"}, as {"names": [..]} for derived
-classes, with "colorRGB" up to QuPath 0.3, and as plain text. Schema: qupath-core's `QuPathTypeAdapters`.
+A FeatureCollection, a bare array of features, one feature, or one geometry; coordinates in pixels of level 0, which
+QuPath counts from the corner of a slide's bounds. Cells may have a `nucleusGeometry`, which is then what counts. The
+kind of an object stands in `objectType`, before QuPath 0.3 in `id` ("PathAnnotationObject"). Classes occur as {"name",
+"color"}, as {"names": [..]} for derived classes, with "colorRGB" up to QuPath 0.3, as plain text, and as any of these
+written as JSON text. Schema: qupath-core's `QuPathTypeAdapters`.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
-from typing import Any
+from dataclasses import dataclass, field
 
 import numpy as np
 
-from wsigen.masks.importers.class_maps import UNCLASSIFIED
+from wsigen.masks.importers.class_maps import UNCLASSIFIED, class_name
 from wsigen.masks.importers.json_stream import MAX_DEPTH, JsonStream
 from wsigen.masks.importers.sources import CountedFile, Kind, OutlineSource, Progress, SourceObject
 
 POLYGONS_HELD = 4096
-_KINDS = {"annotation": Kind.ANNOTATION, "tile": Kind.ANNOTATION}
+# A core of a tissue microarray holds nuclei; the root holds everything.
+_KINDS = {"annotation": Kind.ANNOTATION, "tile": Kind.ANNOTATION, "tmacore": Kind.REGION, "root": Kind.REGION}
+_OLD_KIND = re.compile(r"(?:Path)?(\w+?)Object")
+_FLAT = "the coordinates of a Polygon are a list of rings: [[[x, y], ..]]"
 
 
 class GeoJsonSource(OutlineSource):
     """Features of a GeoJSON file.
 
     A MultiPolygon is one nucleus in pieces, but in an annotation each polygon is a nucleus: CellViT writes all cells
-    of a class so.
+    of a class so. The polygons of a GeometryCollection are one nucleus.
     """
 
     format = "GeoJSON"
+    from_bounds = True
 
     def objects(self, progress: Progress) -> Iterator[SourceObject | None]:
         """Read all features, those inside `childObjects` too."""
@@ -37,21 +44,10 @@ class GeoJsonSource(OutlineSource):
             if event == "start_array":
                 yield from self._features(stream, 0)
             elif event == "start_map":
-                yield from self._collection(stream)
+                yield from self._feature(stream, 0, outermost=True)
             else:
                 raise ValueError("it is neither a map nor an array")
             self.not_polygons = stream.not_polygons
-
-    def _collection(self, stream: JsonStream) -> Iterator[SourceObject | None]:
-        found = False
-        for key in stream.members():
-            if key == "features" and stream.expect("start_array"):
-                found = True
-                yield from self._features(stream, 0)
-            elif key in ("geometry", "properties") and not found:
-                raise ValueError("it is a single feature; put it into a FeatureCollection")
-            elif key != "features":
-                stream.skip()
 
     def _features(self, stream: JsonStream, depth: int) -> Iterator[SourceObject | None]:
         if depth > MAX_DEPTH:
@@ -63,61 +59,103 @@ class GeoJsonSource(OutlineSource):
                 stream.skip(event)
                 yield None
 
-    def _feature(self, stream: JsonStream, depth: int) -> Iterator[SourceObject | None]:
+    def _feature(self, stream: JsonStream, depth: int, outermost: bool = False) -> Iterator[SourceObject | None]:
+        """The object of a feature; outermost: it may also be a collection of features, or a geometry."""
         polygons: list[list[np.ndarray]] = []
         nucleus: list[list[np.ndarray]] = []
-        name, kind = UNCLASSIFIED, Kind.NUCLEUS
-        children: list[SourceObject | None] = []
-        before = stream.not_polygons
-        flushed = False
+        found = _Properties()
+        old_kind: Kind | None = None
+        points_before, damaged_before = stream.not_polygons, stream.damaged
+        flushed, is_object = False, not outermost
         for key in stream.members():
-            if key == "geometry":
-                for polygon in _geometry(stream):
+            if key == "geometry" or (outermost and key in ("coordinates", "geometries")):
+                is_object = True
+                for polygon in self._geometry(stream) if key == "geometry" else _coordinates(stream, key, 0):
                     polygons.append(polygon)
                     if len(polygons) == POLYGONS_HELD:
                         yield SourceObject("", polygons, complete=False)
                         polygons, flushed = [], True
             elif key == "nucleusGeometry":
-                nucleus = list(_geometry(stream))
-            elif key == "properties" and stream.expect("start_map"):
-                name, kind = self._properties(stream, depth, children)
-            elif key != "properties":
+                nucleus = list(self._geometry(stream))
+            elif key == "properties":
+                if stream.expect("start_map"):
+                    self._properties(stream, depth, found)
+            elif key == "id":
+                old_kind = _kind_of_id(stream.value())
+            elif outermost and key == "features":
+                if stream.expect("start_array"):
+                    yield from self._features(stream, depth)
+            else:
                 stream.skip()
+        if stream.damaged > damaged_before and not flushed:
+            polygons = nucleus = []
         if nucleus and not flushed:
             polygons = nucleus
+        kind = next((kind for kind in (found.kind, old_kind) if kind is not None), Kind.NUCLEUS)
         if polygons or flushed:
-            yield SourceObject(name, polygons, kind, separate=kind is Kind.ANNOTATION)
-        elif stream.not_polygons == before:
+            yield SourceObject(found.name, polygons, kind, separate=kind is Kind.ANNOTATION)
+        elif is_object and stream.not_polygons == points_before:
             yield None
-        yield from children
+        yield from found.children
 
-    def _properties(self, stream: JsonStream, depth: int, children: list[SourceObject | None]) -> tuple[str, Kind]:
-        name, kind = UNCLASSIFIED, Kind.NUCLEUS
+    def _properties(self, stream: JsonStream, depth: int, found: _Properties) -> None:
         for key in stream.members():
             if key == "classification":
-                name = _class_name(stream.value())
+                found.name = class_name(stream.value())
             elif key in ("objectType", "object_type"):
-                kind = _KINDS.get(str(stream.value()).lower(), Kind.NUCLEUS)
+                found.kind = _KINDS.get(str(stream.value()).lower(), Kind.NUCLEUS)
             elif key == "childObjects" and stream.expect("start_array"):
-                children.extend(self._features(stream, depth + 1))
+                found.children.extend(self._features(stream, depth + 1))
             elif key != "childObjects":
                 stream.skip()
-        return name, kind
+
+    def _geometry(self, stream: JsonStream) -> Iterator[list[np.ndarray]]:
+        """The polygons of a geometry. A polygon that is written as a line counts as damaged, not as a line."""
+        if not stream.expect("start_map"):
+            return
+        before = stream.not_polygons
+        claims_area = False
+        for key in stream.members():
+            if key in ("coordinates", "geometries"):
+                yield from _coordinates(stream, key, 0)
+            elif key == "type":
+                claims_area = stream.value() in ("Polygon", "MultiPolygon")
+            else:
+                stream.skip()
+        if claims_area and stream.not_polygons > before:
+            stream.not_polygons -= 1
+            stream.damaged += 1
+            self.hint = _FLAT
 
 
-def _geometry(stream: JsonStream) -> Iterator[list[np.ndarray]]:
-    if not stream.expect("start_map"):
-        return
-    for key in stream.members():
-        if key == "coordinates":
-            yield from stream.polygons()
-        else:
-            stream.skip()
+@dataclass
+class _Properties:
+    """What the properties of a feature say of it."""
+
+    name: str = UNCLASSIFIED
+    kind: Kind | None = None
+    children: list[SourceObject | None] = field(default_factory=list)
 
 
-def _class_name(value: Any) -> str:
-    """Name of a class in any of QuPath's forms."""
-    if isinstance(value, dict):
-        names = value.get("names")
-        value = ": ".join(str(name) for name in names) if isinstance(names, list) else value.get("name")
-    return value.strip() or UNCLASSIFIED if isinstance(value, str) else UNCLASSIFIED
+def _coordinates(stream: JsonStream, key: str, depth: int) -> Iterator[list[np.ndarray]]:
+    """The polygons in `coordinates`, or in the `geometries` of a collection."""
+    if key == "coordinates":
+        yield from stream.polygons()
+    elif stream.expect("start_array"):
+        if depth > MAX_DEPTH:
+            raise ValueError(f"geometries are nested deeper than {MAX_DEPTH}")
+        for event, _ in stream.items():
+            if event != "start_map":
+                stream.skip(event)
+                continue
+            for member in stream.members():
+                if member in ("coordinates", "geometries"):
+                    yield from _coordinates(stream, member, depth + 1)
+                else:
+                    stream.skip()
+
+
+def _kind_of_id(value: object) -> Kind | None:
+    """The kind of an object where its id names it, as before QuPath 0.3."""
+    named = _OLD_KIND.fullmatch(value) if isinstance(value, str) else None
+    return None if named is None else _KINDS.get(named[1].lower(), Kind.NUCLEUS)

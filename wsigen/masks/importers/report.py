@@ -21,6 +21,7 @@ class ImportReport:
     border of the slide, and those whose outlines crossed themselves. regions: drawn into the tissue plane. skipped:
     names that a map leaves out or that were unknown, with counts. invalid: without an area, or unreadable.
     not_polygons: points and lines. outside: beyond the slide. hidden: smaller than a pixel, or under others.
+    offset: what was added to the coordinates of the source, as they count from the corner of the slide's bounds.
     """
 
     format: str
@@ -38,6 +39,7 @@ class ImportReport:
     not_polygons: int = 0
     outside: int = 0
     hidden: int = 0
+    offset: tuple[int, int] = (0, 0)
 
     @property
     def nuclei(self) -> int:
@@ -54,34 +56,49 @@ class ImportReport:
         """Lines for people: the mask, the classes, and what became of every object."""
         scale = f"{self.mpp:g} um/px" if self.mpp else "no scale stored (give --mpp or --like)"
         classes = ", ".join(f"{count:,} {name}" for name, count in self.imported if count)
+        remarks = [(self.clipped, "clipped at the border"), (self.repaired, "self-crossing, repaired")]
+        noted = ", ".join(f"{count:,} {what}" for count, what in remarks if count)
+        line = f"{self.nuclei:,} of {self.found:,} objects are nuclei of the mask" + (f" ({noted})" if noted else "")
+        return [
+            f"wrote {self.out}: {self.width:,} x {self.height:,} px, {scale}, from {self.format}",
+            *([counted_from_bounds("outlines", self.offset)] if self.offset != (0, 0) else []),
+            f"nuclei: {classes or 'none'}",
+            f"{line}; the others: {self.describe_others()}",
+        ]
+
+    def describe_others(self) -> str:
+        """What became of the objects that are no nuclei of the mask."""
         fates = [
             (self.regions, "drawn as tissue"),
-            (sum(self.skipped.values()), f"left out by class ({_listed(self.skipped)})"),
-            (self.invalid, "invalid (no area)"),
+            (sum(self.skipped.values()), f"left out by class ({listed(self.skipped)})"),
+            (self.invalid, "invalid (no outline, or no area)"),
             (self.not_polygons, "points or lines"),
             (self.outside, "outside the slide"),
             (self.hidden, "smaller than a pixel or hidden under others"),
         ]
-        remarks = [(self.clipped, "clipped at the border"), (self.repaired, "self-crossing, repaired")]
-        noted = ", ".join(f"{count:,} {what}" for count, what in remarks if count)
-        rest = ", ".join(f"{count:,} {what}" for count, what in fates if count)
-        line = f"{self.nuclei:,} of {self.found:,} objects are nuclei of the mask" + (f" ({noted})" if noted else "")
-        return [
-            f"wrote {self.out}: {self.width:,} x {self.height:,} px, {scale}, from {self.format}",
-            f"nuclei: {classes or 'none'}",
-            f"{line}; the others: {rest or 'none'}",
-        ]
+        return ", ".join(f"{count:,} {what}" for count, what in fates if count) or "none"
+
+
+def counted_from_bounds(what: str, offset: tuple[int, int]) -> str:
+    """The line that says that coordinates count from the corner of a slide's bounds, and how to change that."""
+    return f"{what} count from the corner of the slide's bounds, ({offset[0]}, {offset[1]}); else: --origin slide"
+
+
+def refuse_empty(path: Path, reason: str) -> NoReturn:
+    """Raise the line of an import without nuclei."""
+    raise MaskError(f"{path}: gives no nuclei ({reason}); nothing was written, --allow-empty writes an empty mask")
 
 
 def refuse_unknown(path: Path, unknown: Counter[str], classes: Sequence[str]) -> NoReturn:
     """Raise the line that lists the classes no map knows."""
     raise MaskError(
-        f"{path}: classes without a counterpart: {_listed(unknown)}; map them to {', '.join(classes)}, tissue or skip "
+        f"{path}: classes without a counterpart: {listed(unknown)}; map them to {', '.join(classes)}, tissue or skip "
         "with --class-map (a built-in map, a .toml file, or THEIRS=OURS), or give --unknown skip"
     )
 
 
-def _listed(counts: Mapping[str, int]) -> str:
+def listed(counts: Mapping[str, int]) -> str:
+    """Names with counts, the most frequent ones first."""
     ordered = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
     listed = ", ".join(f"{name[:60]} {count:,}" for name, count in ordered[:LISTED_NAMES])
     return listed + (f" and {len(ordered) - LISTED_NAMES} more" if len(ordered) > LISTED_NAMES else "")

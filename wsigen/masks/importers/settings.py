@@ -6,7 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from wsigen.errors import MaskError
+from wsigen.errors import MaskError, SettingsError
+from wsigen.masks.origin import Origin
+from wsigen.masks.scale import MAX_PLAUSIBLE_MPP, MIN_PLAUSIBLE_MPP, plausible_mpp
 
 MAX_SIDE = 500_000
 MAX_PIXELS = 100_000_000_000
@@ -21,7 +23,9 @@ class ImportSettings:
     may be the source itself. table: file of the classes of a label image's ids. image: the picture to take where a
     source describes several. pixel_centres: whether outlines run through the centres of border pixels (None: as the
     format has it). size: (width, height) of the slide in px; None: what the source says, else as far as its objects
-    reach. mpp: microns per pixel of the slide; None: what the source says.
+    reach. mpp: microns per pixel of the slide; None: what the source says. bounds: corner of the slide's bounds in px,
+    None where it states none. origin: which corner outlines are counted from. allow_empty: write a mask without any
+    nuclei too.
     """
 
     classes: Sequence[str]
@@ -33,10 +37,22 @@ class ImportSettings:
     pixel_centres: bool | None = None
     size: tuple[int, int] | None = None
     mpp: float | None = None
+    bounds: tuple[int, int] | None = None
+    origin: Origin = Origin.AUTO
+    allow_empty: bool = False
+
+    def __post_init__(self) -> None:
+        if self.mpp is not None and plausible_mpp(self.mpp) is None:
+            limits = f"{MIN_PLAUSIBLE_MPP:g} to {MAX_PLAUSIBLE_MPP:g}"
+            raise SettingsError(f"mpp {self.mpp:g}: no slide has such pixels; give {limits} microns per pixel")
+        if self.origin is Origin.BOUNDS and self.bounds is None:
+            raise SettingsError("origin bounds: no slide that states its bounds is given; name one with --like")
 
 
 def check_target(out: Path, overwrite: bool) -> None:
     """Refuse an existing target, or one in a folder that does not exist, before long work begins."""
+    if out.is_dir():
+        raise MaskError(f"{out}: is a folder; name a file in it")
     if out.exists() and not overwrite:
         raise MaskError(f"{out}: already exists; replace it with --overwrite, or choose another name")
     if not out.parent.is_dir():

@@ -8,14 +8,16 @@ import zipfile
 from pathlib import Path
 
 from wsigen.errors import MaskError
-from wsigen.masks.importers.sources import LabelSource, OutlineSource, damage_is_one_line
+from wsigen.masks.importers.sources import LabelSource, OutlineSource, damage_is_one_line, zipped_files
+from wsigen.text_files import UTF16_MARKS
 
 HEAD_BYTES = 1 << 16
 _HDF5 = b"\x89HDF\r\n\x1a\n"
 _TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+_GEOJSON = {"features", "geometry", "coordinates", "geometries"}  # of a collection, a feature, a geometry
 KNOWN = (
     "QuPath GeoJSON, HoVer-Net JSON or .mat, CellViT JSON or GeoJSON, TIAToolbox .db, Lizard or CoNSeP .mat, "
-    "COCO JSON, ImageScope XML, OME-Zarr labels, label TIFF or PNG"
+    "COCO JSON, ImageScope or ASAP XML, OME-Zarr labels, label TIFF or PNG"
 )
 
 
@@ -27,7 +29,7 @@ def open_source(path: Path, table: Path | None, image: str | None) -> OutlineSou
     if head.startswith(_TIFF) or head.startswith(b"\x89PNG"):
         from wsigen.masks.importers.label_images import LabelImageSource
 
-        return LabelImageSource(path, table, "png" if head.startswith(b"\x89PNG") else "tiff")
+        return LabelImageSource(path, table, image)
     if head.startswith(b"MATLAB 5.0") or head[126:128] in (b"IM", b"MI"):
         from wsigen.masks.importers.matlab import MatlabSource
 
@@ -50,25 +52,42 @@ def _open_outlines(path: Path, head: bytes, image: str | None) -> OutlineSource:
         from wsigen.masks.importers.tiatoolbox import AnnotationStoreSource
 
         return AnnotationStoreSource(path)
-    text = head.lstrip(b"\xef\xbb\xbf \t\r\n")
-    if text.startswith(b"<"):
-        from wsigen.masks.importers.imagescope import ImageScopeSource
-
-        return ImageScopeSource(path)
-    if text[:1] in (b"{", b"["):
+    text = _text(head)
+    if text.startswith("<"):
+        return _open_xml(path, head)
+    if text[:1] in ("{", "["):
         return _open_json(path, text, image)
     raise _refusal(path, head)
 
 
-def _open_json(path: Path, text: bytes, image: str | None) -> OutlineSource:
+def _text(head: bytes) -> str:
+    """First characters of a text file, without a byte-order mark; what is no text gives none that matter."""
+    encoding = "utf-16" if head.startswith(UTF16_MARKS) else "utf-8-sig"
+    return head.decode(encoding, "replace").lstrip(" \t\r\n")
+
+
+def _open_xml(path: Path, head: bytes) -> OutlineSource:
+    from wsigen.masks.importers.asap import AsapSource
+    from wsigen.masks.importers.imagescope import ImageScopeSource
+    from wsigen.masks.importers.xml_stream import root_of
+
+    root = root_of(path, head)
+    if root in ("Annotations", ""):  # where no element shows, the reader says what is damaged
+        return ImageScopeSource(path)
+    if root == "ASAP_Annotations":
+        return AsapSource(path)
+    raise MaskError(f"{path}: is XML of the kind {root[:40]!r}, which is not read; export it as one of: {KNOWN}")
+
+
+def _open_json(path: Path, text: str, image: str | None) -> OutlineSource:
     from wsigen.masks.importers.coco import CocoSource
     from wsigen.masks.importers.hovernet import CellVitSource, HoverNetSource
     from wsigen.masks.importers.qupath import GeoJsonSource
 
-    if text.startswith(b"["):
+    if text.startswith("["):
         return GeoJsonSource(path)
     keys = _top_level_keys(path)
-    if "features" in keys or "FeatureCollection" in text[:2000].decode("utf-8", "replace"):
+    if keys & _GEOJSON or "FeatureCollection" in text[:2000]:
         return GeoJsonSource(path)
     if "annotations" in keys or {"images", "categories"} <= keys:
         return CocoSource(path, image)
@@ -84,7 +103,7 @@ def _top_level_keys(path: Path) -> set[str]:
     from wsigen.masks.importers.json_stream import JsonStream
     from wsigen.masks.importers.sources import CountedFile
 
-    telling = {"features", "annotations", "nuc", "cells"}
+    telling = {*_GEOJSON, "annotations", "nuc", "cells"}
     keys: set[str] = set()
     with (
         damage_is_one_line(path, "JSON"),
@@ -117,7 +136,7 @@ def _head(path: Path) -> bytes:
                 return file.read(HEAD_BYTES)
         if head.startswith(b"PK\x03\x04"):
             with zipfile.ZipFile(path) as archive:
-                members = [item for item in archive.infolist() if not item.is_dir()]
+                members = zipped_files(archive)
                 if len(members) != 1 or members[0].filename.endswith((".npy", ".pkl")):
                     raise MaskError(f"{path}: is an archive of {len(members)} files; unpack it and give one of them")
                 with archive.open(members[0]) as file:

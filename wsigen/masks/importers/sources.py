@@ -20,6 +20,7 @@ import ijson
 import numpy as np
 
 from wsigen.errors import MaskError
+from wsigen.folders import is_dropping
 
 Progress = Callable[[str, float], None]  # what is being done, share of it that is done
 
@@ -29,6 +30,7 @@ class Kind(IntEnum):
 
     NUCLEUS = 0
     ANNOTATION = 1
+    REGION = 2  # never a nucleus: a core of a tissue microarray
 
 
 @dataclass(frozen=True)
@@ -53,12 +55,14 @@ class OutlineSource(ABC):
     format: its name for people. built_in: class maps that the format implies. pixel_centres: outlines run through the
     centres of the border pixels, as OpenCV draws them, and not along the pixels' edges. size: (width, height) in px.
     mpp: microns per pixel of the coordinates. names: class numbers -> names. not_polygons: objects without an area
-    (points, lines).
+    (points, lines). hint: what to do where no object has an outline. from_bounds: coordinates are counted from the
+    corner of a slide's bounds (see :mod:`wsigen.masks.origin`).
     """
 
     format: str
     built_in: tuple[str, ...] = ()
     pixel_centres: bool = False
+    from_bounds: bool = False
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -66,6 +70,7 @@ class OutlineSource(ABC):
         self.mpp: float | None = None
         self.names: Mapping[str, str] = {}
         self.not_polygons = 0
+        self.hint = ""
 
     @abstractmethod
     def objects(self, progress: Progress) -> Iterator[SourceObject | None]:
@@ -85,6 +90,7 @@ class LabelSource(ABC):
 
     kind: "class" where a value is a class, "instance" where it is the id of a nucleus. class_of: value (class or id)
     -> the source's name of its class; values that are missing are named by their number ("class") or `unclassified`.
+    pixel_sizes: width and height of a pixel in microns, as far as the source gives them.
     """
 
     format: str
@@ -93,7 +99,7 @@ class LabelSource(ABC):
     def __init__(self, path: Path) -> None:
         self.path = path
         self.width = self.height = 0
-        self.mpp: float | None = None
+        self.pixel_sizes: tuple[float, ...] = ()
         self.kind = "class"
         self.class_of: Mapping[int, str] = {}
         self.has_ids = False
@@ -137,6 +143,15 @@ def damage_is_one_line(path: Path, kind: str) -> Iterator[None]:
         raise MaskError(f"{path}: cannot be read as {kind} ({reason}); copy or export it again") from error
 
 
+def zipped_files(archive: zipfile.ZipFile) -> list[zipfile.ZipInfo]:
+    """The files in an archive, without those that macOS adds."""
+    return [
+        item
+        for item in archive.infolist()
+        if not item.is_dir() and not item.filename.startswith("__MACOSX/") and not is_dropping(item.filename)
+    ]
+
+
 class CountedFile:
     """A file that reports how much of it has been read, and unpacks gzip and one-file zip on the way."""
 
@@ -153,7 +168,7 @@ class CountedFile:
             return gzip.GzipFile(fileobj=self._raw)  # type: ignore[return-value]
         if magic == b"PK\x03\x04":
             archive = zipfile.ZipFile(self._raw)
-            members = [item for item in archive.infolist() if not item.is_dir()]
+            members = zipped_files(archive)
             if len(members) != 1:
                 raise MaskError(f"{self._path}: holds {len(members)} files; unpack it and give one of them")
             return archive.open(members[0])

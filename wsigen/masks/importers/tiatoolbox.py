@@ -18,7 +18,7 @@ from urllib.parse import quote
 import numpy as np
 
 from wsigen.errors import MaskError
-from wsigen.masks.importers.class_maps import UNCLASSIFIED
+from wsigen.masks.importers.class_maps import UNCLASSIFIED, class_name
 from wsigen.masks.importers.sources import OutlineSource, Progress, SourceObject
 
 ROWS_BETWEEN_REPORTS = 5_000
@@ -107,8 +107,7 @@ def _class_name(text: Any) -> str:
         return UNCLASSIFIED
     for key in _CLASS_KEYS:
         value = properties.get(key) if isinstance(properties, dict) else None
-        if isinstance(value, dict):
-            value = value.get("name")
-        if isinstance(value, str | int) and str(value).strip():
-            return str(value)
+        name = str(value) if isinstance(value, int) else class_name(value)
+        if name != UNCLASSIFIED:
+            return name
     return UNCLASSIFIED

@@ -15,12 +15,13 @@ from typing import Protocol
 import numpy as np
 
 from wsigen.errors import MaskError
-from wsigen.masks.importers.class_maps import SKIP, TISSUE_REGION, ClassMap, class_map
+from wsigen.masks.importers.class_maps import SKIP, TISSUE_REGION, UNCLASSIFIED, ClassMap, class_map
 from wsigen.masks.importers.outlines import OutlineSet, OutlineSpool
 from wsigen.masks.importers.rasterise import Rasteriser
 from wsigen.masks.importers.settings import ImportSettings
 from wsigen.masks.importers.sniffing import open_source
 from wsigen.masks.importers.sources import LabelSource, OutlineSource, Progress, damage_is_one_line
+from wsigen.masks.scale import plausible_mpp
 from wsigen.masks.slide_mask import SlideMask
 from wsigen.masks.window import GLASS, TISSUE, UNKNOWN
 
@@ -91,6 +92,7 @@ def _of_outlines(
         raise MaskError(f"{source.path}: holds no tissue outlines; draw annotations, or map their class to tissue")
     polygons = (outlines.polygon_object >= 0) & np.append(chosen, False)[outlines.polygon_object]
     scale, _ = scale_of(source, settings)
+    outlines, _ = counted_from_slide(outlines, source, settings, scale)
     values = np.full(len(polygons), TISSUE, np.uint32)
     drawer = Rasteriser(outlines, polygons, values, width, height, scale * shrink, source.pixel_centres)
     return drawer, int(chosen.sum())
@@ -222,14 +224,22 @@ def read_outlines(source: OutlineSource, folder: Path, thin: bool, progress: Pro
     return outlines, spool.unreadable
 
 
+def counted_from_slide(
+    outlines: OutlineSet, source: OutlineSource, settings: ImportSettings, scale: float
+) -> tuple[OutlineSet, tuple[int, int]]:
+    """The outlines counted from the corner of the slide, and what was added to them, in pixels of the slide."""
+    offset = settings.origin.offset(settings.bounds, source.from_bounds)
+    return outlines.moved(offset[0] / scale, offset[1] / scale), offset
+
+
 def full_name(source: OutlineSource, name: str) -> str:
-    """Name of a class that a source calls by a number."""
-    return source.names.get(name, name)
+    """Name of a class that a source calls by a number; an empty name is none."""
+    return source.names.get(name, name).strip() or UNCLASSIFIED
 
 
 def scale_of(source: OutlineSource, settings: ImportSettings) -> tuple[float, float | None]:
     """Mask pixels per unit of the source, and microns per pixel of the mask."""
     if settings.mpp is None or source.mpp is None:
-        return 1.0, settings.mpp or source.mpp
+        return 1.0, settings.mpp or plausible_mpp(source.mpp)
     ratio = source.mpp / settings.mpp
     return (1.0 if abs(ratio - 1) <= SAME_SCALE else ratio), settings.mpp
