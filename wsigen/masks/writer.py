@@ -20,6 +20,7 @@ import imagecodecs
 import numpy as np
 import tifffile
 
+from wsigen.cores import available_cores
 from wsigen.errors import MaskError
 from wsigen.masks.window import MaskWindow
 
@@ -66,7 +67,7 @@ def write_slide_mask(
     read_rows = bands if callable(bands) else rebuffered(path, bands, height)
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent)))
-        pool = stack.enter_context(ThreadPoolExecutor(min(8, os.cpu_count() or 1), "wsigen-mask"))
+        pool = stack.enter_context(ThreadPoolExecutor(available_cores(8), "wsigen-mask"))
         spools = {
             name: _TileSpool(stack.enter_context(open(folder / name, "w+b")), np.dtype(dtype), width, pool)
             for name, dtype in dtypes.items()

@@ -8,7 +8,6 @@ Workshop, also on workers that come later or start again; only tasks and counts 
 from __future__ import annotations
 
 import logging
-import os
 import uuid
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -20,6 +19,7 @@ import dask
 import torch
 from distributed import Client, Nanny, Scheduler, SpecCluster, Worker, WorkerPlugin, get_worker
 
+from wsigen.cores import available_cores
 from wsigen.devices import DeviceChoice, choose_device, visible_gpus
 from wsigen.errors import ClusterError, SettingsError, WsigenError
 from wsigen.tiling.batches import Crew
@@ -288,7 +288,7 @@ def tasks_at_once(device: str, lanes: int) -> int:
 
 def new_loaders(processes: int) -> int:
     """Threads of one of so many processes on this machine that read ahead."""
-    return loaders_for((os.cpu_count() or 1) // processes)
+    return loaders_for(available_cores() // processes)
 
 
 @contextmanager
