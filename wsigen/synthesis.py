@@ -30,6 +30,7 @@ from wsigen.models.nasdm import weights_sha256
 from wsigen.models.registry import MASK_MODEL, find_model, shipped_models
 from wsigen.models.stain import StainStyle
 from wsigen.rendering import RenderResult, machine_of, paint_spec, rect_of, render
+from wsigen.slides.formats import stem_of
 from wsigen.tiling.canvas import Canvas, CanvasPanels
 from wsigen.tiling.cluster import Machine
 from wsigen.tiling.engine import Progress, paint_canvas, plan_blocks
@@ -316,7 +317,7 @@ class SynthResult:
 
 def mask_of(slide: Path) -> Path:
     """Where ``synth`` writes the mask of a slide."""
-    return slide.with_name(slide.name.split(".")[0] + "_masks.tif")
+    return slide.with_name(stem_of(slide) + "_masks.tif")
 
 
 def synthesise(

@@ -60,7 +60,7 @@ class Machine:
     """What paints: the resolved device, what stands in a run's record about it, and the implementations it chose."""
 
     device: DeviceChoice
-    environment: dict[str, str]
+    environment: dict[str, str | int]
     back_ends: dict[str, str]
 
     @classmethod
