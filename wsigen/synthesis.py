@@ -29,6 +29,7 @@ from wsigen.models.config import ModelConfig
 from wsigen.models.nasdm import weights_sha256
 from wsigen.models.registry import MASK_MODEL, find_model, shipped_models
 from wsigen.models.stain import StainStyle
+from wsigen.pictures import load_picture
 from wsigen.rendering import RenderResult, machine_of, paint_spec, rect_of, render
 from wsigen.slides.formats import stem_of
 from wsigen.tiling.canvas import Canvas, CanvasPanels
@@ -98,7 +99,7 @@ def _read_picture(path: Path) -> np.ndarray:
     import pyvips
 
     try:
-        image = pyvips.Image.new_from_file(str(path)).colourspace("srgb")
+        image = load_picture(path).colourspace("srgb")
         if image.hasalpha():
             image = image.flatten(background=255)  # what is not painted is glass
         return np.asarray(image.numpy())

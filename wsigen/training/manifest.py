@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from wsigen.errors import DataError
+from wsigen.pictures import load_picture
 
 VERSION = 1
 FILE_NAME = "manifest.json"
@@ -170,8 +171,7 @@ def _read(path: str | Path, rgb: bool) -> npt.NDArray[Any]:
     except (ImportError, OSError):
         return _read_pillow(path, rgb)
     try:
-        image = pyvips.Image.new_from_file(str(path))
-        return image.numpy()
+        return load_picture(path).numpy()
     except pyvips.Error as error:
         raise DataError(f"{path}: cannot be read ({' '.join(str(error).split())}); replace the file") from None
 
