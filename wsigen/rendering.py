@@ -155,6 +155,12 @@ class RenderPlan:
         extra = {"back_ends": self.machine.back_ends}
         return run_record(self.spec, self.summary.sha256, self.model_sha256, extra, self.machine.environment)
 
+    @property
+    def companions(self) -> list[Path]:
+        """What is written beside the slide."""
+        labels = [self.labels] if self.labels is not None else []
+        return [self.picture, self.record, *labels] + [self.resampled_mask] * self.resamples
+
     def describe(self) -> list[str]:
         """Two lines for people: the model and its terms; the mask and what it holds."""
         config, summary, spec = self.config, self.summary, self.spec
@@ -491,8 +497,13 @@ def _make_way(plan: RenderPlan, overwrite: bool, resume: bool) -> None:
         raise SettingsError(f"{plan.out} is finished, nothing is left to resume; paint it anew with --overwrite")
     if plan.out.exists() and plan.format.name != "svs":
         check_target(plan.out, plan.format, overwrite=True)
-    if plan.labels is not None and plan.labels.exists() and not (overwrite or resume):
-        raise SettingsError(f"{plan.labels} exists; replace it with --overwrite, or choose another name with -o")
+    if plan.resamples and plan.resampled_mask.resolve() == plan.mask.resolve():
+        raise SettingsError(
+            f"{plan.mask}: the mask at the slide's scale would be written over it; choose another name with -o"
+        )
+    for path in plan.companions:
+        if path.exists() and not (overwrite or resume):
+            raise SettingsError(f"{path} exists; replace it with --overwrite, or choose another name with -o")
     if plan.canvas.exists() and not resume:
         if not overwrite:
             raise SettingsError(f"{plan.canvas} holds an unfinished render; continue it with --resume, or --overwrite")
