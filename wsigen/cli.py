@@ -15,6 +15,7 @@ from click.core import ParameterSource
 from wsigen_kernels import BackendError
 
 from wsigen import __version__
+from wsigen.choices import AUTO, DEVICES, DTYPES, LABEL_FORMATS, SAMPLERS, SLIDE_FORMATS
 from wsigen.errors import SettingsError, WsigenError
 from wsigen.evaluation.commands import audit, distill, evaluate, study
 from wsigen.synthesis_commands import layout, sample, synth
@@ -28,10 +29,6 @@ if TYPE_CHECKING:
 
 STOPPED = 130  # exit code after Ctrl-C, as shells have it
 PATH = click.Path(path_type=Path)
-# Of slides/formats.py and masks/exporters, which are not imported for --help.
-SLIDE_FORMATS = ["svs", "ome.tiff", "tiff", "dzi", "ome.zarr", "dicom"]
-LABEL_FORMATS = ["geojson", "db", "coco", "ome.zarr"]
-SAMPLERS = ["ddpm", "ddim", "dpm++2m", "unipc", "consistency", "fitted"]
 
 
 class _Commands(click.Group):
@@ -73,8 +70,8 @@ def main() -> None:
 @click.option("--window", type=int, help="Side of a window, px. [default: the model's]")
 @click.option("--overlap", type=int, help="Pixels that neighbouring windows share. [default: the model's]")
 @click.option("--batch-size", type=int, help="Windows a call of the model, 2 or more. [default: by device]")
-@click.option("--device", type=click.Choice(["auto", "cpu", "cuda", "mps"]), default="auto", show_default=True)
-@click.option("--dtype", type=click.Choice(["auto", "float32", "bfloat16", "float16"]), default="auto")
+@click.option("--device", type=click.Choice([AUTO, *DEVICES]), default="auto", show_default=True)
+@click.option("--dtype", type=click.Choice([AUTO, *DTYPES]), default="auto")
 @click.option("--attention", type=click.Choice(["auto", "triton", "torch", "xformers"]), help="[default: auto]")
 @click.option("--norm", type=click.Choice(["auto", "triton", "torch"]), help="Kernels of all but attention. [auto]")
 @click.option("--workers", type=click.IntRange(1), help="Processes; one a GPU at most. [default: 1]")

@@ -15,10 +15,11 @@ from typing import Any
 
 import numpy as np
 
+from wsigen.choices import LAYOUT_PRESETS
 from wsigen.config import RenderSettings
 from wsigen.errors import MaskError, ModelError, SettingsError
 from wsigen.masks.slide_mask import SlideMask, write_slide_mask
-from wsigen.masks.synthesis.architecture import PRESETS, layout_by_hand, sampled_layout
+from wsigen.masks.synthesis.architecture import layout_by_hand, sampled_layout
 from wsigen.masks.synthesis.bands import DecodedBands
 from wsigen.masks.synthesis.decoding import HALO, Decoder
 from wsigen.masks.synthesis.layout import Layout, is_layout
@@ -73,11 +74,11 @@ class LayoutRequest:
 
     def _made(self, config: ModelConfig) -> Layout:
         path = Path(self.source)
-        if self.source in PRESETS:
+        if self.source in LAYOUT_PRESETS:
             return sampled_layout(self.source, *self._needed_size(), self.seed, config.classes, config.mpp)
         if not path.is_file():
             raise SettingsError(
-                f"--layout {self.source}: neither a file nor one of {', '.join(PRESETS)}; name one of these, a "
+                f"--layout {self.source}: neither a file nor one of {', '.join(LAYOUT_PRESETS)}; name one of these, a "
                 "picture, a mask or a layout"
             )
         if path.suffix.lower() in PICTURES:

@@ -10,13 +10,12 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from wsigen.choices import DTYPES
 from wsigen.diffusion.guidance import is_guided
 from wsigen.errors import SettingsError
 from wsigen.models.stain import StainStyle
 from wsigen.pixels import PIXELS
 from wsigen.tiling.grid import WindowGrid
-
-DTYPES = ("float32", "bfloat16", "float16")
 
 # On a CPU every operation runs on one thread, whatever the machine: torch's group_norm and its float32 convolutions
 # round differently with two. The cores are filled by painting several batches at once (engine.Studio).
