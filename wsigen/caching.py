@@ -1,4 +1,7 @@
-"""A bounded cache of arrays for many threads, in which nothing is loaded twice at a time."""
+"""A bounded cache of arrays for many threads, in which nothing is loaded twice at a time; and stamps of files.
+
+What is remembered of a file beyond one call is remembered with the file's stamp: a file that is rewritten is read anew.
+"""
 
 from __future__ import annotations
 
@@ -6,8 +9,20 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
 from concurrent.futures import Future
+from pathlib import Path
 
 import numpy as np
+
+FileStamp = tuple[int, int, int]
+
+
+def file_stamp(path: str | Path) -> FileStamp | None:
+    """What changes when a file is written or replaced; None while there is none."""
+    try:
+        stat = Path(path).stat()
+    except OSError:
+        return None
+    return stat.st_mtime_ns, stat.st_size, stat.st_ino
 
 
 class ArrayCache:

@@ -12,9 +12,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 from wsigen_kernels import BackendError
 
 from wsigen import __version__
+from wsigen.choices import AUTO, DEVICES, DTYPES, LABEL_FORMATS, SAMPLERS, SLIDE_FORMATS
 from wsigen.errors import SettingsError, WsigenError
 from wsigen.evaluation.commands import audit, distill, evaluate, study
 from wsigen.masks.origin import ORIGIN_HELP, Origin
@@ -35,10 +37,6 @@ MENDABLE = {
 }
 STOPPED = 130  # exit code after Ctrl-C, as shells have it
 PATH = click.Path(path_type=Path)
-# Of slides/formats.py and masks/exporters, which are not imported for --help.
-SLIDE_FORMATS = ["svs", "ome.tiff", "tiff", "dzi", "ome.zarr", "dicom"]
-LABEL_FORMATS = ["geojson", "db", "coco", "ome.zarr"]
-SAMPLERS = ["ddpm", "ddim", "dpm++2m", "unipc", "consistency", "fitted"]
 
 
 class _Commands(click.Group):
@@ -69,7 +67,9 @@ def main() -> None:
 @click.option(
     "-o", "--out", type=PATH, help="Slide to write: .svs, .ome.tiff, ..; with many a folder. [default: beside the mask]"
 )
-@click.option("--from", "record", type=PATH, help="Paint the slide of this slide.json again.")
+@click.option(
+    "--from", "record", type=PATH, help="Paint the slide of this slide.json again; MASK and --model where they moved."
+)
 @click.option("--plan", "only_plan", is_flag=True, help="Say what would be done and what it needs; touch nothing.")
 @click.option("--model", default="", help="Name of a shipped model, or folder of one.")
 @click.option("--style", help="Stain: a style's name (wsigen models), or a picture or slide to measure.")
@@ -83,8 +83,8 @@ def main() -> None:
 @click.option("--window", type=int, help="Side of a window, px. [default: the model's]")
 @click.option("--overlap", type=int, help="Pixels that neighbouring windows share. [default: the model's]")
 @click.option("--batch-size", type=int, help="Windows a call of the model, 2 or more. [default: by device]")
-@click.option("--device", type=click.Choice(["auto", "cpu", "cuda", "mps"]), default="auto", show_default=True)
-@click.option("--dtype", type=click.Choice(["auto", "float32", "bfloat16", "float16"]), default="auto")
+@click.option("--device", type=click.Choice([AUTO, *DEVICES]), default="auto", show_default=True)
+@click.option("--dtype", type=click.Choice([AUTO, *DTYPES]), default="auto")
 @click.option("--attention", type=click.Choice(["auto", "triton", "torch", "xformers"]), help="[default: auto]")
 @click.option("--norm", type=click.Choice(["auto", "triton", "torch"]), help="Kernels of all but attention. [auto]")
 @click.option("--workers", type=click.IntRange(1), help="Processes; one a GPU at most. [default: 1]")
@@ -110,34 +110,65 @@ def render(
 ) -> None:
     """Paint the slides of MASKS: H&E slides with all levels that any slide viewer opens."""
     _choose_back_ends(options.pop("attention"), options.pop("norm"))
-    if bool(masks) == (record is not None):
-        raise SettingsError("render: give a MASK, or --from slide.json, and not both")
-    if len(masks) > 1 or styles or seeds:
+    if record is not None:
+        _render_again(masks, out, record, only_plan, timings, options)
+    elif not masks:
+        raise SettingsError("render: give a MASK, or --from slide.json")
+    elif len(masks) > 1 or styles or seeds:
         if timings:
             raise SettingsError("--timings: for one slide; with many, manifest.csv has the seconds of each")
         _render_many(masks, out, only_plan, styles, seeds, options)
     else:
-        _render_one(masks[0] if masks else None, out, record, only_plan, timings, options)
+        _render_one(masks[0], out, only_plan, timings, options)
+
+
+# What a record settles and an option may still change: where the model lies, the device (of another kind it is refused,
+# as the pixels would differ), and the slide's JPEG quality.
+FREE_BESIDE_A_RECORD = {"model", "device", "jpeg_quality"}
+
+
+def _render_again(
+    masks: tuple[Path, ...], out: Path | None, path: Path, only_plan: bool, timings: bool, options: dict[str, Any]
+) -> None:
+    """Paint the slide of a record; options beside it count, and those that would change its pixels are refused."""
+    from wsigen.records import SlideRecord
+
+    if len(masks) > 1:
+        raise SettingsError(f"--from {path}: paints one slide; name its mask alone, or none where it has not moved")
+    record = SlideRecord.read(path)
+    given = _given_options()
+    settled = record.settings.keys() - FREE_BESIDE_A_RECORD | {"styles", "seeds"}
+    if refused := [name for name in given if name in settled]:
+        names = " and ".join("--" + name.replace("_", "-") for name in refused)
+        raise SettingsError(f"{names}: would change the pixels that --from {path} paints again; leave out one of both")
+    settings = options | {name: value for name, value in record.settings.items() if name not in given}
+    settings["model"] = options["model"] or record.find_model()
+    mask = masks[0] if masks else record.find_mask()
+    _render_one(mask, out, only_plan, timings, settings, lambda plan: record.check(plan.run))
+
+
+def _given_options() -> list[str]:
+    """Names of the options and arguments that stand on the command line."""
+    context = click.get_current_context()
+    return [name for name in context.params if context.get_parameter_source(name) is ParameterSource.COMMANDLINE]
 
 
 def _render_one(
-    mask: Path | None, out: Path | None, record: Path | None, only_plan: bool, timings: bool, options: dict[str, Any]
+    mask: Path,
+    out: Path | None,
+    only_plan: bool,
+    timings: bool,
+    options: dict[str, Any],
+    check: Callable[[RenderPlan], None] = lambda plan: None,
 ) -> None:
-    from wsigen.rendering import check_record, settings_of_record
     from wsigen.rendering import render as run
 
     acts = {name: options.pop(name) for name in ("overwrite", "resume", "keep_canvas")}
-    if record is not None:
-        mask, recorded = settings_of_record(record)
-        kept = ("workers", "dask_scheduler", "canvas", "format", "labels", "patient_id")
-        options = recorded | {name: options[name] for name in kept}
-    assert mask is not None
     if only_plan:
-        _show_plan(mask, out, options)
+        _show_plan(mask, out, options, check)
         return
     with progress_display() as display:
-        if record is not None:
-            display.on_check = lambda plan: check_record(record, plan)
+        display.on_check = check
         reports: dict[str, Any] = {"on_plan": display.on_plan, "on_paint": display.on_paint, "on_rows": display.on_rows}
         result = run(mask, out, **acts, **reports, **options)
     _report(result)
@@ -146,7 +177,7 @@ def _render_one(
             click.echo(f"{name}: {value:.1%}" if name == "idle_share" else f"{name}: {value:.2f} s")
 
 
-def _show_plan(mask: Path, out: Path | None, options: dict[str, Any]) -> None:
+def _show_plan(mask: Path, out: Path | None, options: dict[str, Any], check: Callable[[RenderPlan], None]) -> None:
     """Print what a render would do and need; raises SettingsError if it does not fit."""
     from wsigen.config import RenderSettings
     from wsigen.rendering import plan_render
@@ -155,6 +186,7 @@ def _show_plan(mask: Path, out: Path | None, options: dict[str, Any]) -> None:
     plan = plan_render(mask, out, RenderSettings(**options))
     for line in plan.describe():
         click.echo(line)
+    check(plan)
     seconds = None if plan.scheduler else measured_seconds(plan.spec, plan.projection.batches, plan.workers)
     for line in plan.projection.describe(seconds):
         click.echo(line)
@@ -244,7 +276,7 @@ class Display:
         self.plan: RenderPlan | MaskPlan | None = None
         self.kept: Path | None = None  # what an interrupted run leaves
         self.interrupted = False
-        self.on_check = lambda plan: None
+        self.on_check: Callable[[Any], None] = lambda plan: None
         self.painting: Any = None
         self.encoding: Any = None
 

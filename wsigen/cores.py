@@ -1,8 +1,14 @@
-"""How many cores there are to work with."""
+"""How many cores there are to work with: the one place that counts them."""
 
-import os
+from __future__ import annotations
 
 
-def available_cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+def available_cores(at_most: int | None = None) -> int:
+    """Cores that this process may use, ``at_most`` so many: those of the machine, of its affinity and of its cgroup.
+
+    A container with a quota of two cores on a machine of 64 counts two: more threads would only wait for one another.
+    """
+    from dask.system import cpu_count  # imported late: the command line imports this module for --help
+
+    cores = cpu_count()
+    return cores if at_most is None else min(cores, at_most)

@@ -8,12 +8,11 @@ slides on one set of workers.
 
 from __future__ import annotations
 
-import json
 import shutil
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -31,7 +30,8 @@ from wsigen.models.config import ModelConfig
 from wsigen.models.nasdm import weights_sha256
 from wsigen.models.registry import DEFAULT_MODEL, find_model
 from wsigen.models.stain import StainStyle, measure_style_file
-from wsigen.slides.formats import FORMATS, SlideFormat, check_target, format_of
+from wsigen.records import record_data, record_of
+from wsigen.slides.formats import FORMATS, SlideFormat, check_target, format_of, stem_of
 from wsigen.slides.metadata import SlideMetadata
 from wsigen.tiling.canvas import Canvas, write_json
 from wsigen.tiling.cluster import Machine, open_painters
@@ -74,18 +74,16 @@ class RenderPlan:
     labels_format: str | None = None
     patient_id: str = ""
 
-    @property
-    def stem(self) -> str:
-        """Name of the slide without its ending."""
-        ending = self.format.ending
-        return self.out.name[: -len(ending)] if self.out.name.lower().endswith(ending) else self.out.name
+    def beside(self, ending: str) -> Path:
+        """What lies beside the slide, by its ending."""
+        return self.out.with_name(stem_of(self.out) + ending)
 
     @property
     def labels(self) -> Path | None:
         """The ground truth beside the slide, if it is asked for."""
         if self.labels_format is None:
             return None
-        return self.out.with_name(self.stem + LABEL_ENDINGS[self.labels_format])
+        return self.beside(LABEL_ENDINGS[self.labels_format])
 
     @property
     def canvas(self) -> Path:
@@ -139,17 +137,29 @@ class RenderPlan:
     @property
     def picture(self) -> Path:
         """Picture of the whole slide, beside it."""
-        return self.out.with_name(self.stem + ".png")
+        return self.beside(".png")
 
     @property
     def record(self) -> Path:
         """Record of the render, beside the slide."""
-        return self.out.with_name(self.stem + ".json")
+        return record_of(self.out)
 
     @property
     def resampled_mask(self) -> Path:
         """The mask at the slide's scale, written only where it was resampled."""
-        return self.out.with_name(self.stem + "_mask.tif")
+        return self.beside("_mask.tif")
+
+    @property
+    def run(self) -> dict[str, Any]:
+        """All that decides the pixels, see `run_record`."""
+        extra = {"back_ends": self.machine.back_ends}
+        return run_record(self.spec, self.summary.sha256, self.model_sha256, extra, self.machine.environment)
+
+    @property
+    def companions(self) -> list[Path]:
+        """What is written beside the slide."""
+        labels = [self.labels] if self.labels is not None else []
+        return [self.picture, self.record, *labels] + [self.resampled_mask] * self.resamples
 
     def describe(self) -> list[str]:
         """Two lines for people: the model and its terms; the mask and what it holds."""
@@ -392,7 +402,7 @@ class SlideInWork:
         if plan.resamples:
             _write_resampled(plan)
         self.planned = time.monotonic()
-        self.canvas = Canvas.resume(plan.canvas, plan.layout, _run_record(plan))
+        self.canvas = Canvas.resume(plan.canvas, plan.layout, plan.run)
         region, occupied = plan.rect, plan.occupied
         self.run = Run(self.canvas, plan.spec, region=region, occupied=occupied, on_progress=self._on_progress)
 
@@ -457,7 +467,7 @@ class SlideInWork:
         if plan.labels is not None:
             labelled = plan.resampled_mask if plan.resamples else plan.mask
             export_mask(labelled, plan.labels, plan.config.classes, plan.labels_format, True)
-        write_json(plan.record, _slide_record(plan, timings, self.run.ways))
+        write_json(plan.record, record_data(plan, timings, self.run.ways))
         if not self.keep_canvas:
             self.canvas.remove()
         return RenderResult(
@@ -487,8 +497,13 @@ def _make_way(plan: RenderPlan, overwrite: bool, resume: bool) -> None:
         raise SettingsError(f"{plan.out} is finished, nothing is left to resume; paint it anew with --overwrite")
     if plan.out.exists() and plan.format.name != "svs":
         check_target(plan.out, plan.format, overwrite=True)
-    if plan.labels is not None and plan.labels.exists() and not (overwrite or resume):
-        raise SettingsError(f"{plan.labels} exists; replace it with --overwrite, or choose another name with -o")
+    if plan.resamples and plan.resampled_mask.resolve() == plan.mask.resolve():
+        raise SettingsError(
+            f"{plan.mask}: the mask at the slide's scale would be written over it; choose another name with -o"
+        )
+    for path in plan.companions:
+        if path.exists() and not (overwrite or resume):
+            raise SettingsError(f"{path} exists; replace it with --overwrite, or choose another name with -o")
     if plan.canvas.exists() and not resume:
         if not overwrite:
             raise SettingsError(f"{plan.canvas} holds an unfinished render; continue it with --resume, or --overwrite")
@@ -513,57 +528,3 @@ def _write_resampled(plan: RenderPlan) -> None:
             tissue=scaled.has_tissue,
             overwrite=True,
         )
-
-
-def _run_record(plan: RenderPlan) -> dict[str, Any]:
-    machine, extra = plan.machine, {"back_ends": plan.machine.back_ends}
-    return run_record(plan.spec, plan.summary.sha256, plan.model_sha256, extra, machine.environment)
-
-
-def _slide_record(plan: RenderPlan, timings: dict[str, float], ways: list[str]) -> dict[str, Any]:
-    """What ``wsigen render --from`` needs for the same pixels, and in which ways rows of a batch were kept equal."""
-    return {
-        "format": "wsigen slide record 1",
-        "mask": plan.spec.mask,
-        "slide": str(plan.out.name),
-        "jpeg_quality": plan.jpeg_quality,
-        "rect": plan.rect,
-        "timings": {name: round(value, 4) for name, value in timings.items()},
-        "model_name": plan.config.name,
-        "paint": asdict(plan.spec),
-        "run": _run_record(plan),
-        "equal_rows": ways,
-    }
-
-
-def settings_of_record(path: str | Path) -> tuple[Path, dict[str, Any]]:
-    """Read a slide's record: its mask and the settings that paint it again, as keywords of :func:`render`.
-
-    Raises SettingsError if the file is not such a record.
-    """
-    try:
-        record = json.loads(Path(path).read_text(encoding="utf-8"))
-        paint = record["paint"]
-        same = ("seed", "sampler", "guidance_scale", "window", "overlap", "batch_size", "device", "dtype")
-        settings = {name: paint[name] for name in same} | {
-            "model": record["model_name"],
-            "style": StainStyle.from_config(paint["style"]),
-            "steps": paint["num_inference_steps"],
-            "blend": paint.get("blend", 0),  # of slides from before there were bands
-            "jpeg_quality": record["jpeg_quality"],
-            "rect": record.get("rect"),
-        }
-        return Path(record["mask"]), settings
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise SettingsError(f"{path} is not the .json record of a slide ({error!r})") from error
-
-
-def check_record(path: str | Path, plan: RenderPlan) -> None:
-    """Refuse a plan that would paint other pixels than the record's slide; SettingsError names what differs."""
-    recorded = {"blend": 0, **json.loads(Path(path).read_text(encoding="utf-8"))["run"]}
-    planned = _run_record(plan)
-    for key in sorted(recorded.keys() | planned.keys()):
-        if recorded.get(key) != planned.get(key):
-            raise SettingsError(
-                f"{path}: {key} was {recorded.get(key)!r} and is {planned.get(key)!r} here; the pixels would differ"
-            )

@@ -14,6 +14,7 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
+from wsigen.caching import FileStamp, file_stamp
 from wsigen.config import RenderSettings
 from wsigen.errors import ClusterError, SettingsError, WsigenError
 from wsigen.models.config import ModelConfig
@@ -125,7 +126,7 @@ class _Series:
         self.on_plan, self.on_slide, self.on_windows = on_plan, on_slide, on_windows
         self._waiting = list(range(len(entries)))
         self._active: dict[int, SlideInWork] = {}
-        self._facts: dict[str, MaskFacts] = {}
+        self._facts: dict[tuple[str, FileStamp | None], MaskFacts] = {}  # of the mask that was read last
         self._windows = 0
         write_manifest(out / MANIFEST, entries)
 
@@ -161,9 +162,10 @@ class _Series:
             return None
         with self._noting(index):
             settings = replace(self.settings, seed=entry.seed, style=entry.style)
-            if entry.mask not in self._facts:
-                self._facts = {entry.mask: MaskFacts.read(entry.mask, self.config)}
-            plan = plan_render(entry.mask, target, settings, self._facts[entry.mask])
+            read = (entry.mask, file_stamp(entry.mask))
+            if read not in self._facts:
+                self._facts = {read: MaskFacts.read(entry.mask, self.config)}
+            plan = plan_render(entry.mask, target, settings, self._facts[read])
             self.on_plan(plan)
             slide = SlideInWork(plan, self.overwrite, self.resume, self.keep_canvas, on_paint=lambda _: self._count())
             self._active[index] = slide

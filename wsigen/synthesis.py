@@ -15,10 +15,11 @@ from typing import Any
 
 import numpy as np
 
+from wsigen.choices import LAYOUT_PRESETS
 from wsigen.config import RenderSettings
 from wsigen.errors import MaskError, ModelError, SettingsError
 from wsigen.masks.slide_mask import SlideMask, write_slide_mask
-from wsigen.masks.synthesis.architecture import PRESETS, layout_by_hand, sampled_layout
+from wsigen.masks.synthesis.architecture import layout_by_hand, sampled_layout
 from wsigen.masks.synthesis.bands import DecodedBands
 from wsigen.masks.synthesis.decoding import HALO, Decoder
 from wsigen.masks.synthesis.layout import Layout, is_layout
@@ -29,7 +30,9 @@ from wsigen.models.config import ModelConfig
 from wsigen.models.nasdm import weights_sha256
 from wsigen.models.registry import MASK_MODEL, find_model, shipped_models
 from wsigen.models.stain import StainStyle
+from wsigen.pictures import load_picture
 from wsigen.rendering import RenderResult, machine_of, paint_spec, rect_of, render
+from wsigen.slides.formats import stem_of
 from wsigen.tiling.canvas import Canvas, CanvasPanels
 from wsigen.tiling.cluster import Machine
 from wsigen.tiling.engine import Progress, paint_canvas, plan_blocks
@@ -71,11 +74,11 @@ class LayoutRequest:
 
     def _made(self, config: ModelConfig) -> Layout:
         path = Path(self.source)
-        if self.source in PRESETS:
+        if self.source in LAYOUT_PRESETS:
             return sampled_layout(self.source, *self._needed_size(), self.seed, config.classes, config.mpp)
         if not path.is_file():
             raise SettingsError(
-                f"--layout {self.source}: neither a file nor one of {', '.join(PRESETS)}; name one of these, a "
+                f"--layout {self.source}: neither a file nor one of {', '.join(LAYOUT_PRESETS)}; name one of these, a "
                 "picture, a mask or a layout"
             )
         if path.suffix.lower() in PICTURES:
@@ -97,7 +100,7 @@ def _read_picture(path: Path) -> np.ndarray:
     import pyvips
 
     try:
-        image = pyvips.Image.new_from_file(str(path)).colourspace("srgb")
+        image = load_picture(path).colourspace("srgb")
         if image.hasalpha():
             image = image.flatten(background=255)  # what is not painted is glass
         return np.asarray(image.numpy())
@@ -316,7 +319,7 @@ class SynthResult:
 
 def mask_of(slide: Path) -> Path:
     """Where ``synth`` writes the mask of a slide."""
-    return slide.with_name(slide.name.split(".")[0] + "_masks.tif")
+    return slide.with_name(stem_of(slide) + "_masks.tif")
 
 
 def synthesise(

@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from wsigen.choices import AUTO, DEVICES, DTYPES, LAYOUT_PRESETS
 from wsigen.errors import SettingsError
 
 if TYPE_CHECKING:
     from wsigen.synthesis import LayoutRequest, MaskResult
 
 PATH = click.Path(path_type=Path)
-LAYOUTS = "normal-mucosa, adenocarcinoma, inflamed, muscle, mixed"  # of masks/synthesis/architecture.py
-LAYOUT_HELP = f"{LAYOUTS}; or a picture painted in the colours of zones, a mask, or a layout."
+LAYOUT_HELP = f"{', '.join(LAYOUT_PRESETS)}; or a picture painted in the colours of zones, a mask, or a layout."
 
 
 def _layout_options(command: Callable) -> Callable:
@@ -41,8 +41,8 @@ def _layout_options(command: Callable) -> Callable:
 def _machine_options(command: Callable) -> Callable:
     options = (
         click.option("--batch-size", type=int, help="Windows a call of the model, 2 or more. [default: by device]"),
-        click.option("--device", type=click.Choice(["auto", "cpu", "cuda", "mps"]), default="auto", show_default=True),
-        click.option("--dtype", type=click.Choice(["auto", "float32", "bfloat16", "float16"]), default="auto"),
+        click.option("--device", type=click.Choice([AUTO, *DEVICES]), default="auto", show_default=True),
+        click.option("--dtype", type=click.Choice([AUTO, *DTYPES]), default="auto"),
         click.option("--workers", type=click.IntRange(1), help="Processes; one a GPU at most. [default: 1]"),
         click.option("--dask-scheduler", metavar="ADDRESS", help="Work on a running Dask cluster: tcp://host:8786."),
         click.option("--resume", is_flag=True, help="Continue what was interrupted."),

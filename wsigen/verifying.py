@@ -15,7 +15,8 @@ import openslide
 from wsigen.config import RenderSettings
 from wsigen.errors import SettingsError, SlideError
 from wsigen.generated import GeneratedSlide
-from wsigen.rendering import check_record, plan_render, settings_of_record
+from wsigen.records import SlideRecord, record_of
+from wsigen.rendering import plan_render
 from wsigen.slides.tiled_tiff import TILE, TileJpeg
 from wsigen.tiling.grid import Rectangle, Window
 
@@ -50,19 +51,20 @@ def verify(
     ``model`` or ``device``. ``seed`` chooses the windows. Raises SettingsError where mask, model or machine are not
     those of the record, so that pixels would differ anyway.
     """
-    path = Path(record) if record else Path(slide).with_suffix(".json")
+    path = Path(record) if record else record_of(slide)
     if not path.is_file():
         raise SettingsError(f"{path}: the record of {slide} is missing; name it with --record")
-    _, recorded = settings_of_record(path)
-    rect = recorded.pop("rect", None)
-    plan = plan_render(mask, None, RenderSettings(**{**recorded, **settings}))
-    check_record(path, plan)
+    recorded = SlideRecord.read(path)
+    rect = recorded.settings["rect"]
+    model = settings.pop("model", None) or recorded.find_model()
+    plan = plan_render(mask, None, RenderSettings(**{**recorded.settings, "rect": None, **settings}, model=model))
+    recorded.check(plan.run)
     x0, y0 = rect[:2] if rect else (0, 0)
     with _open(slide) as opened, GeneratedSlide(plan) as generated:
         expected_size = tuple(rect[2:]) if rect else generated.dimensions
         if opened.dimensions != expected_size:
             raise SlideError(f"{slide}: is {opened.dimensions}, its record and mask make {expected_size}")
-        jpeg = TileJpeg(recorded["jpeg_quality"])
+        jpeg = TileJpeg(plan.jpeg_quality)
         chosen = _choose(generated, (x0, y0, *expected_size), windows, seed)
         return [_check(opened, generated, window, jpeg, (x0, y0)) for window in chosen]
 

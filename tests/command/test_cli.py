@@ -71,12 +71,10 @@ def test_render_writes_a_slide_a_picture_and_a_record(model: Path, mask: Path, t
 def test_a_slide_is_painted_again_from_its_record(model: Path, mask: Path, tmp_path: Path) -> None:
     first, again = tmp_path / "a.svs", tmp_path / "b.svs"
     assert run("render", mask, "-o", first, "--model", model, "--style", "violet", "--device", "cpu")[0] == 0
-    record = json.loads((tmp_path / "a.json").read_text())
-    record["model_name"] = str(model)  # the tiny network does not ship
-    (tmp_path / "a.json").write_text(json.dumps(record))
     code, text = run("render", "--from", tmp_path / "a.json", "-o", again)
     assert code == 0, text
     assert np.array_equal(level0(first), level0(again))
+    record = json.loads((tmp_path / "a.json").read_text())
     record["run"]["mask_sha256"] = "0" * 64
     (tmp_path / "a.json").write_text(json.dumps(record))
     code, text = run("render", "--from", tmp_path / "a.json", "-o", tmp_path / "c.svs")
@@ -103,6 +101,22 @@ def test_nothing_that_exists_is_touched_unless_asked(model: Path, mask: Path, tm
     assert out.read_bytes() == b"mine"
     assert run("render", mask, "-o", out, "--model", model, "--overwrite", "--device", "cpu")[0] == 0
     assert openslide.OpenSlide.detect_format(out) == "aperio"
+
+
+def test_files_beside_the_slide_are_not_touched_unless_asked(model: Path, tmp_path: Path) -> None:
+    coarse = tmp_path / "s_mask.tif"  # the name that the mask gets at the slide's scale
+    write_demo_mask(coarse, 150, 140, seed=3, mpp=1.0)
+    before = coarse.read_bytes()
+    for option in ((), ("--overwrite",)):
+        code, text = run("render", coarse, "-o", tmp_path / "s.svs", "--model", model, "--device", "cpu", *option)
+        assert code == 2 and "s_mask.tif: the mask at the slide's scale would be written over it" in text
+    for name in ("t.json", "t.png", "t_mask.tif"):
+        (tmp_path / name).write_text("mine")
+        code, text = run("render", coarse, "-o", tmp_path / "t.svs", "--model", model, "--device", "cpu")
+        assert code == 2 and f"{tmp_path / name} exists; replace it with --overwrite" in text
+        assert (tmp_path / name).read_text() == "mine"
+        (tmp_path / name).unlink()
+    assert coarse.read_bytes() == before and list(tmp_path.iterdir()) == [coarse]
 
 
 def test_a_mask_at_another_scale_is_resampled_and_written_beside_the_slide(model: Path, tmp_path: Path) -> None:

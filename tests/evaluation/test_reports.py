@@ -15,6 +15,7 @@ from wsigen.cli import main
 from wsigen.errors import SettingsError
 from wsigen.evaluation.material import jpeg_history, real_patches
 from wsigen.evaluation.report import Report, Section, table
+from wsigen.evaluation.slide import painted_grid
 from wsigen.masks.slide_mask import write_slide_mask
 from wsigen.masks.window import MaskWindow
 from wsigen.models.config import ModelConfig
@@ -179,6 +180,11 @@ def painted_slide(tmp_path_factory):
     write_svs(folder / "s.svs", size, size, lambda y0, y1: rgb[y0:y1].astype(np.uint8), SlideMetadata(0.5, 20.0, {}))
     (folder / "s.json").write_text(json.dumps({"paint": {"window": 128, "overlap": 16}}))
     return folder / "s.svs", folder / "s_mask.tif"
+
+
+@pytest.mark.parametrize("name", ["s.svs", "s.ome.tiff", "s.dicom"])
+def test_the_grid_of_a_slide_stands_in_its_record_whatever_its_format(painted_slide, name):
+    assert painted_grid(painted_slide[0].with_name(name), None, None) == (128, 16)
 
 
 def test_a_slide_is_measured(data, painted_slide, networks, features, tmp_path):

@@ -1,15 +1,18 @@
 """Many slides on one set of workers, and the manifest of what became of them."""
 
 import csv
+import shutil
 
 import numpy as np
 import openslide
 import pytest
+import torch
 
 import wsigen
 from wsigen.errors import SettingsError
 from wsigen.masks.demo import write_demo_mask
 from wsigen.models.config import ModelConfig
+from wsigen.models.nasdm import NasdmModel
 from wsigen.series import list_slides
 
 
@@ -44,6 +47,30 @@ def test_every_mask_with_every_seed_and_one_that_fails(tiny_model, tmp_path):
     (out / "a_seed0_violet.svs").unlink()
     again = wsigen.render_many(masks[:2], out, seeds=[0, 7], resume=True, **settings)
     assert [entry.status for entry in again] == ["done", "skipped", "skipped", "skipped"]
+
+
+def test_a_mask_and_a_model_that_change_meanwhile_count_for_the_slides_that_begin_later(tiny_model, tmp_path):
+    mask, model, settings = tmp_path / "a.tif", tmp_path / "model", {"device": "cpu"}
+    write_demo_mask(mask, 200, 150, seed=1)
+    shutil.copytree(tiny_model, model)
+
+    def change(entry, ended, total):
+        if ended == 1:
+            write_demo_mask(mask, 200, 150, seed=2, overwrite=True)
+            torch.manual_seed(5)
+            network = NasdmModel.from_pretrained(model)
+            for parameter in network.parameters():
+                torch.nn.init.normal_(parameter, std=0.1)
+            network.save_pretrained(model)
+
+    entries = wsigen.render_many(
+        [mask], tmp_path / "out", seeds=range(6), on_slide=change, model=str(model), **settings
+    )
+    assert [entry.status for entry in entries] == ["done"] * 6
+    first, last = entries[0], entries[-1]
+    assert first.mask_sha256 != last.mask_sha256 and first.model_sha256 != last.model_sha256
+    wsigen.render(mask, tmp_path / "last.svs", seed=5, model=str(model), **settings)
+    assert np.array_equal(level_pixels(tmp_path / "last.svs"), level_pixels(tmp_path / "out" / last.slide))
 
 
 def test_names_follow_from_mask_seed_and_style_and_must_differ():

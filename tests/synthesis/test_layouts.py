@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 import torch
 
+from wsigen.choices import LAYOUT_PRESETS
 from wsigen.errors import MaskError, SettingsError
 from wsigen.masks.demo import write_demo_mask
 from wsigen.masks.slide_mask import SlideMask
-from wsigen.masks.synthesis.architecture import PRESETS, Tissue, layout_by_hand, sampled_layout, zones
+from wsigen.masks.synthesis.architecture import Tissue, layout_by_hand, sampled_layout, zones
 from wsigen.masks.synthesis.layout import CELL, Layout, parse_more
 from wsigen.masks.synthesis.regions import layout_of_mask
 from wsigen.models.config import LIZARD_CLASSES, ModelConfig
@@ -29,7 +30,7 @@ def mixed():
     return sampled_layout("mixed", 3000, 2000, 5, LIZARD_CLASSES, 0.5)
 
 
-@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize("preset", LAYOUT_PRESETS)
 def test_presets_follow_from_their_seed_and_lie_in_glass(preset):
     one, same, other = (sampled_layout(preset, 2000, 1500, seed, LIZARD_CLASSES, 0.5) for seed in (1, 1, 2))
     assert np.array_equal(one.planes, same.planes) and not np.array_equal(one.planes, other.planes)
@@ -41,7 +42,7 @@ def test_presets_follow_from_their_seed_and_lie_in_glass(preset):
 
 
 def test_tissues_differ_as_they_should():
-    kinds = {preset: counts(sampled_layout(preset, 4000, 4000, 3, LIZARD_CLASSES, 0.5)) for preset in PRESETS}
+    kinds = {preset: counts(sampled_layout(preset, 4000, 4000, 3, LIZARD_CLASSES, 0.5)) for preset in LAYOUT_PRESETS}
     assert kinds["muscle"]["epithelial"] < 1 < kinds["normal-mucosa"]["epithelial"]
     assert kinds["adenocarcinoma"]["epithelial"] > 1.5 * kinds["normal-mucosa"]["epithelial"]
     assert kinds["inflamed"]["neutrophil"] > 5 * kinds["normal-mucosa"]["neutrophil"]

@@ -18,16 +18,16 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Literal, NamedTuple, get_args
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
+from wsigen.choices import SAMPLERS, SamplerName
 from wsigen.diffusion.gaussian import learned_range_log_variance
 from wsigen.diffusion.schedules import NoiseSchedule
 from wsigen.errors import SettingsError
 
-SamplerName = Literal["ddpm", "ddim", "dpm++2m", "unipc", "consistency", "fitted"]
 Spacing = Literal["trailing", "leading", "linspace", "log_snr"]
 
 
@@ -154,8 +154,8 @@ def make_sampler(
     those of :func:`spaced_timesteps`; ``timesteps`` replaces both: strictly falling real numbers in [0, T - 1], as many
     as the steps. "fitted" takes its coefficients from ``fitted``, one for each step. Raises SettingsError.
     """
-    if name not in get_args(SamplerName):
-        raise SettingsError(f"sampler {name!r}: unknown; choose one of {', '.join(get_args(SamplerName))}")
+    if name not in SAMPLERS:
+        raise SettingsError(f"sampler {name!r}: unknown; choose one of {', '.join(SAMPLERS)}")
     if not 0 <= eta <= 1 or (eta > 0 and name != "ddim"):
         raise SettingsError(f"eta {eta}: must lie in [0, 1], and be 0 for every sampler but ddim (here: {name})")
     if timesteps is None:

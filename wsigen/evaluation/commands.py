@@ -10,6 +10,7 @@ from typing import Any
 
 import click
 
+from wsigen.choices import SAMPLERS
 from wsigen.errors import SettingsError
 
 PATH = click.Path(path_type=Path)
@@ -56,7 +57,7 @@ def evaluate() -> None:
 @click.option("--count", type=click.IntRange(8), default=1000, show_default=True, help="Patches at most.")
 @click.option("--window", type=click.IntRange(32), help="Side of a patch, px. [default: the model's]")
 @click.option("--steps", type=click.IntRange(1, 1000), help="Denoising steps. [default: the model's]")
-@click.option("--sampler", type=click.Choice(["ddpm", "ddim", "dpm++2m", "unipc", "consistency", "fitted"]))
+@click.option("--sampler", type=click.Choice(SAMPLERS))
 @click.option("--guidance-scale", type=float, help="1 is off. [default: the model's]")
 @click.option("--seed", type=int, default=0, show_default=True)
 @click.option("--jpeg-quality", type=click.IntRange(1, 100), default=87, show_default=True, help="Of both sets.")

@@ -27,6 +27,7 @@ from wsigen.evaluation.stain import StainStatistics
 from wsigen.masks.slide_mask import SlideMask
 from wsigen.masks.window import MaskWindow
 from wsigen.models.stain import TISSUE_MIN_OD, optical_density
+from wsigen.records import record_of
 from wsigen.text_files import read_text
 
 TILE = 384  # px of a tile's core
@@ -88,7 +89,7 @@ def painted_grid(slide: Path, window: int | None, overlap: int | None) -> tuple[
     """Window and overlap that a slide was painted with: as given, else from the record beside it."""
     if window is not None and overlap is not None:
         return window, overlap
-    record = slide.with_suffix(".json")
+    record = record_of(slide)
     try:
         paint = json.loads(read_text(record))["paint"]
         return window or int(paint["window"]), int(paint["overlap"]) if overlap is None else overlap

@@ -14,7 +14,7 @@ import tempfile
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
-from functools import cache, partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ import numpy as np
 import torch
 from scipy.stats import t as student_t
 
+from wsigen.caching import FileStamp, file_stamp
 from wsigen.devices import choose_device
 from wsigen.errors import SettingsError
 from wsigen.evaluation.fidelity import find_nuclei, score
@@ -207,9 +208,13 @@ def _scores(study: Study, folder: Path, run: Path, seed: int) -> list[dict[str, 
     return rows
 
 
-@cache
 def _test_side(data: Path, window: int, device: torch.device) -> Material:
-    """All held-out patches, read once by each process."""
+    """All held-out patches, read once by each process unless the data are prepared anew."""
+    return _read_test_side(data, file_stamp(data / folder_format.FILE_NAME), window, device)
+
+
+@lru_cache(maxsize=1)
+def _read_test_side(data: Path, _: FileStamp | None, window: int, device: torch.device) -> Material:
     return real_patches(data, "val", window, 1 << 30, device)
 
 

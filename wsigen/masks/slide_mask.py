@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 
 from wsigen.caching import ArrayCache
+from wsigen.cores import available_cores
 from wsigen.errors import MaskError
 from wsigen.masks.summary import MaskSummary, summarise
 from wsigen.masks.tiff_planes import Plane, open_mask_file, open_stream
@@ -33,7 +34,7 @@ __all__ = ["MaskSource", "MaskWindow", "ResampledMask", "SlideMask", "resampled_
 CACHE_BYTES = 128 << 20
 BAND_BYTES = 32 << 20
 BANDS_AHEAD = 1
-DECODERS = min(8, os.cpu_count() or 1)
+DECODERS = 8  # threads at most; decoders release the interpreter
 DECODED_TOGETHER = 32  # segments of one read from which threads are started for it: bands of a scan
 SLICE_BYTES = 4 << 20
 SAME_MPP_TOLERANCE = 0.05
@@ -255,7 +256,7 @@ class SlideMask(MaskSource):
         if len(rows) * len(columns) < DECODED_TOGETHER:
             deque(map(paste, product(rows, columns)), maxlen=0)
         else:
-            with ThreadPoolExecutor(DECODERS, "wsigen-decode") as pool:  # decoders release the interpreter
+            with ThreadPoolExecutor(available_cores(DECODERS), "wsigen-decode") as pool:
                 deque(pool.map(paste, product(rows, columns)), maxlen=0)
         return out
 

@@ -20,6 +20,7 @@ from xml.etree import ElementTree
 import numpy as np
 import tifffile
 
+from wsigen.cores import available_cores
 from wsigen.errors import MaskError
 from wsigen.masks.scale import MICRONS_PER_UNIT, plausible_sizes, square_mpp
 
@@ -143,7 +144,7 @@ def open_stream(path: Path) -> BinaryIO:
 
 def page_rows(path: Path, index: int) -> Iterator[np.ndarray]:
     """Rows of one page of labels, (h, width), from the top down, decoded in threads; single bits as 0 and 255."""
-    with open_stream(path) as stream, ThreadPoolExecutor(min(8, os.cpu_count() or 1), "wsigen-labels") as pool:
+    with open_stream(path) as stream, ThreadPoolExecutor(available_cores(8), "wsigen-labels") as pool:
         size = os.fstat(stream.fileno()).st_size
         page = _parse(path, stream, size).pages[index]
         assert isinstance(page, tifffile.TiffPage)

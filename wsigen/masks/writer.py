@@ -19,6 +19,7 @@ import imagecodecs
 import numpy as np
 import tifffile
 
+from wsigen.cores import available_cores
 from wsigen.errors import MaskError
 from wsigen.folders import temporary_beside
 from wsigen.masks.window import MaskWindow
@@ -68,7 +69,7 @@ def write_slide_mask(
     read_rows = bands if callable(bands) else rebuffered(path, bands, height)
     with ExitStack() as stack:
         folder = stack.enter_context(temporary_beside(path, MaskError))
-        pool = stack.enter_context(ThreadPoolExecutor(min(8, os.cpu_count() or 1), "wsigen-mask"))
+        pool = stack.enter_context(ThreadPoolExecutor(available_cores(8), "wsigen-mask"))
         spools = {
             name: _TileSpool(stack.enter_context(open(folder / name, "w+b")), np.dtype(dtype), width, pool)
             for name, dtype in dtypes.items()

@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from wsigen.choices import SamplerName
 from wsigen.diffusion.guidance import is_guided
 from wsigen.errors import ModelError, SettingsError
 from wsigen.masks.classes import ClassTable
@@ -66,7 +67,7 @@ class ModelConfig:
     window: int = 256  # default window of the tiler, px
     overlap: int = 32
     num_inference_steps: int = 8
-    sampler: Literal["ddpm", "ddim", "dpm++2m", "unipc", "consistency", "fitted"] = "dpm++2m"
+    sampler: SamplerName = "dpm++2m"
     # Solvers of so many steps as they have rows: (x, x0, x0_previous) each, as FittedStep; for the sampler "fitted".
     fitted: tuple[tuple[tuple[float, float, float], ...], ...] = ()
     guidance_scale: float = 1.0  # of classifier-free guidance; 1 is off, else a step takes two network calls ...

@@ -13,10 +13,11 @@ from typing import cast
 import torch
 from torch import Tensor
 
+from wsigen.choices import SamplerName
 from wsigen.diffusion import fused_step
 from wsigen.diffusion.continuity import Continuity
 from wsigen.diffusion.gaussian import PredictionType, to_x0
-from wsigen.diffusion.samplers import FittedStep, Sampler, SamplerName, make_sampler
+from wsigen.diffusion.samplers import FittedStep, Sampler, make_sampler
 from wsigen.diffusion.schedules import NoiseSchedule
 from wsigen.models.conditioned import GuidedNetwork, WindowInputs
 from wsigen.models.config import ModelConfig

@@ -17,6 +17,7 @@ import numpy as np
 from scipy import ndimage
 
 from wsigen.errors import ModelError, SlideError
+from wsigen.pictures import load_picture
 
 if TYPE_CHECKING:
     import openslide
@@ -155,7 +156,7 @@ def measure_style_file(path: Path, mpp: float = 0.5) -> StainStyle:
             with openslide.OpenSlide(str(path)) as slide:
                 rgb = _sample_slide(slide, mpp)
         else:
-            rgb = pyvips.Image.new_from_file(str(path)).colourspace("srgb")[:3].cast("uchar").numpy()
+            rgb = load_picture(path).colourspace("srgb")[:3].cast("uchar").numpy()
     except (openslide.OpenSlideError, pyvips.Error) as error:
         raise SlideError(f"{path} cannot be read as a picture or a slide ({str(error).splitlines()[0]})") from error
     try:

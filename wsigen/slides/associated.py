@@ -11,9 +11,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-import pyvips
 import tifffile
 
+from wsigen.pictures import load_picture
 from wsigen.slides.label import draw_label, draw_macro
 from wsigen.slides.metadata import SlideMetadata, aperio_header
 
@@ -67,7 +67,7 @@ def _level_sizes(path: Path) -> list[tuple[int, int]]:
 def _thumbnail(path: Path, levels: Sequence[tuple[int, int]]) -> np.ndarray:
     """(h, w, 3) uint8 picture of the slide with sides up to THUMBNAIL_SIDE, from the smallest level that is enough."""
     enough = [index for index, size in enumerate(levels) if max(size) >= THUMBNAIL_SIDE]
-    image = pyvips.Image.tiffload(str(path), page=enough[-1] if enough else 0)
+    image = load_picture(path, page=enough[-1] if enough else 0)
     return image.thumbnail_image(THUMBNAIL_SIDE, height=THUMBNAIL_SIDE, size="down").numpy()
 
 

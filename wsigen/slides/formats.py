@@ -63,6 +63,13 @@ def format_of(path: Path, name: str | None = None) -> SlideFormat:
     return FORMATS[name]
 
 
+def stem_of(slide: str | os.PathLike[str]) -> str:
+    """Name of a slide without the ending of its format: what the names of all that lies beside it begin with."""
+    name = Path(slide).name
+    endings = [entry.ending for entry in FORMATS.values() if name.lower().endswith(entry.ending)]
+    return name[: -max(map(len, endings))] if endings else name
+
+
 def write_slide(
     path: str | os.PathLike[str],
     width: int,

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
@@ -20,6 +19,7 @@ import numpy as np
 import openslide
 from PIL import Image
 
+from wsigen.cores import available_cores
 from wsigen.errors import MaskError, SlideError
 from wsigen.masks.scale import plausible_mpp, square_mpp
 from wsigen.slides.info import SlideInfo, SlideLevel, openslide_path, read_slide_info
@@ -37,7 +37,7 @@ NOT_OURS = ("synthetic", "digital_source_type", "mpp", "objective_power")  # bes
 def opened_slide(path: Path) -> Iterator[tuple[SlideInfo, RowReader]]:
     """What a slide is, and its rows: (y0, y1) -> (y1 - y0, width, 3) uint8. SlideError where it cannot be read."""
     with ExitStack() as stack:
-        pool = stack.enter_context(ThreadPoolExecutor(os.cpu_count(), "wsigen-read"))
+        pool = stack.enter_context(ThreadPoolExecutor(available_cores(), "wsigen-read"))
         if (path / "zarr.json").is_file():
             yield _ome_zarr(path)
         elif path.suffix.lower() == ".dzi":

@@ -32,6 +32,7 @@ from wsigen.caching import ArrayCache
 from wsigen.errors import StoreError
 from wsigen.tiling.blending import Mosaic
 from wsigen.tiling.grid import COLOURS, STAGES, Axis, Block, BlockGrid, Colour, Rectangle, Window, WindowGrid
+from wsigen.tiling.spec import first_difference, in_words
 
 RUN_FILE = "run.json"
 FORMAT = "wsigen canvas 3"
@@ -95,13 +96,11 @@ class Canvas:
         if not Path(path).exists() or _is_empty(Path(path)):
             return cls.create(path, layout, run)
         canvas = cls.open(path)
-        if difference := _first_difference(canvas.run, _as_json(run)) or _first_difference(
+        if difference := first_difference(canvas.run, _as_json(run)) or first_difference(
             asdict(canvas.grid), asdict(layout.grid)
         ):
-            key, stored, wanted = difference
             raise StoreError(
-                f"{path}: belongs to another run ({key} is {stored!r} there and {wanted!r} here); "
-                "remove it or choose another place"
+                f"{path}: belongs to another run ({in_words(difference)}); remove it or choose another place"
             )
         for leftover in canvas.path.rglob("*.partial"):  # of a writer that was killed
             leftover.unlink(missing_ok=True)
@@ -348,14 +347,3 @@ def _array_name(colour: Colour) -> str:
 def _as_json(value: Any) -> Any:
     """What ``value`` is after a round trip through a file: tuples become lists."""
     return json.loads(json.dumps(value))
-
-
-def _first_difference(stored: Any, wanted: Any, key: str = "") -> tuple[str, Any, Any] | None:
-    """Dotted key and both values of the first difference of two JSON values, None if they are equal."""
-    if isinstance(stored, dict) and isinstance(wanted, dict):
-        for name in sorted(stored.keys() | wanted.keys()):
-            found = _first_difference(stored.get(name), wanted.get(name), f"{key}.{name}" if key else name)
-            if found:
-                return found
-        return None
-    return None if stored == wanted else (key, stored, wanted)

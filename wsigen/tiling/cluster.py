@@ -8,7 +8,6 @@ Workshop, also on workers that come later or start again; only tasks and counts 
 from __future__ import annotations
 
 import logging
-import os
 import uuid
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -20,6 +19,7 @@ import dask
 import torch
 from distributed import Client, Nanny, Scheduler, SpecCluster, Worker, WorkerPlugin, get_worker
 
+from wsigen.cores import available_cores
 from wsigen.devices import DeviceChoice, choose_device
 from wsigen.errors import ClusterError, SettingsError, WsigenError
 from wsigen.tiling.batches import Crew
@@ -63,7 +63,7 @@ class Machine:
     """What paints: the resolved device, what stands in a run's record about it, and the implementations it chose."""
 
     device: DeviceChoice
-    environment: dict[str, str]
+    environment: dict[str, str | int]
     back_ends: dict[str, str]
 
     @classmethod
@@ -302,7 +302,7 @@ def tasks_at_once(device: str, lanes: int) -> int:
 
 def new_loaders(processes: int) -> int:
     """Threads of one of so many processes on this machine that read ahead."""
-    return loaders_for((os.cpu_count() or 1) // processes)
+    return loaders_for(available_cores() // processes)
 
 
 @contextmanager

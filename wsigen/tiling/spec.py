@@ -10,12 +10,12 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from wsigen.choices import DTYPES
 from wsigen.diffusion.guidance import is_guided
 from wsigen.errors import SettingsError
 from wsigen.models.stain import StainStyle
+from wsigen.pixels import PIXELS
 from wsigen.tiling.grid import WindowGrid
-
-DTYPES = ("float32", "bfloat16", "float16")
 
 # On a CPU every operation runs on one thread, whatever the machine: torch's group_norm and its float32 convolutions
 # round differently with two. The cores are filled by painting several batches at once (engine.Studio).
@@ -80,17 +80,15 @@ class PaintSpec:
         return cls(**{**data, "style": StainStyle.from_config(data["style"])})
 
 
-def environment(device: str) -> dict[str, str]:
-    """What computes the pixels: versions of wsigen and torch, and the kind of device."""
-    from importlib.metadata import version
-
+def environment(device: str) -> dict[str, str | int]:
+    """What computes the pixels: the number of the pixels, the version of torch, and the kind of device."""
     import torch
 
     if torch.device(device).type == "cuda":
         kind = f"cuda {torch.version.cuda}, {torch.cuda.get_device_name(device)}"
     else:
         kind = f"{device}, {torch.backends.cpu.get_cpu_capability()}, {INTRA_OP_THREADS} thread per operation"
-    return {"wsigen": version("wsigen"), "torch": torch.__version__, "device": kind}
+    return {"pixels": PIXELS, "torch": torch.__version__, "device": kind}
 
 
 def run_record(
@@ -98,7 +96,7 @@ def run_record(
     mask_sha256: str,
     model_sha256: str,
     extra: Mapping[str, Any] = {},
-    where: Mapping[str, str] | None = None,
+    where: Mapping[str, str | int] | None = None,
 ) -> dict[str, Any]:
     """Everything that decides the pixels, as plain JSON: two runs of equal records paint equal slides.
 
@@ -114,3 +112,27 @@ def run_record(
     return json.loads(
         json.dumps({**settings, **hashes, "environment": dict(where or environment(spec.device)), **extra})
     )
+
+
+Difference = tuple[str, Any, Any]  # dotted key, and the values that stand under it here and there
+
+
+def first_difference(stored: Any, wanted: Any, key: str = "") -> Difference | None:
+    """The first difference of two JSON values, None if they are equal. That of the pixels' number comes before all."""
+    if not (isinstance(stored, Mapping) and isinstance(wanted, Mapping)):
+        return None if stored == wanted else (key, stored, wanted)
+    for name in sorted(stored.keys() | wanted.keys(), key=lambda name: (name not in ("environment", "pixels"), name)):
+        found = first_difference(stored.get(name), wanted.get(name), f"{key}.{name}" if key else name)
+        if found:
+            return found
+    return None
+
+
+def in_words(difference: Difference) -> str:
+    """A difference of run records for people."""
+    key, stored, wanted = difference
+    if key != "environment.pixels":
+        return f"{key} is {stored!r} there and {wanted!r} here"
+    if stored is None:
+        return f"its pixels are older than their numbers, and this version of wsigen paints number {wanted}"
+    return f"its pixels are of number {stored}, and this version of wsigen paints number {wanted}"

@@ -36,6 +36,7 @@ class Job:
     spec: PaintSpec
     canvas: str
     environment: str  # JSON
+    model_sha256: str = ""  # of the weights that the run was planned with
 
     @classmethod
     def of(cls, canvas: Canvas, spec: PaintSpec) -> Job:
@@ -43,7 +44,8 @@ class Job:
         if torch.device(spec.device).type == "cuda":
             spec = replace(spec, device="cuda")  # each process sees one GPU, or the one that its cluster chose
         spec = replace(spec, mask=str(Path(spec.mask).resolve()))
-        return cls(spec, str(canvas.path.resolve()), json.dumps(canvas.run["environment"], sort_keys=True))
+        required = json.dumps(canvas.run["environment"], sort_keys=True)
+        return cls(spec, str(canvas.path.resolve()), required, canvas.run.get("model_sha256", ""))
 
     @property
     def name(self) -> str:
@@ -62,7 +64,7 @@ class Workshop:
         self._lock = threading.RLock()
         self._studios: OrderedDict[str, Studio] = OrderedDict()
         self._users: dict[str, int] = {}
-        self._models: OrderedDict[tuple[str, str, str], NasdmModel] = OrderedDict()
+        self._models: OrderedDict[tuple[str, str, str, str], NasdmModel] = OrderedDict()
 
     def run(self, job: Job, task: Task) -> TaskResult:
         """Run a task; raises what Studio.run raises, and StoreError on a machine that would paint otherwise."""
@@ -113,10 +115,10 @@ class Workshop:
                     f"{self.where} cannot see {path}; put masks, models and slides where all workers find them "
                     "under the same path"
                 )
-        return Studio.open(spec, job.canvas, self.crew, self._model(spec))
+        return Studio.open(spec, job.canvas, self.crew, self._model(spec, job.model_sha256))
 
-    def _model(self, spec: PaintSpec) -> NasdmModel:
-        key = (spec.model, spec.device, spec.dtype)
+    def _model(self, spec: PaintSpec, sha256: str) -> NasdmModel:
+        key = (spec.model, sha256, spec.device, spec.dtype)  # a folder may hold other weights by now
         if key not in self._models:
             while len(self._models) >= LOADED_MODELS:
                 self._models.popitem(last=False)

@@ -19,6 +19,7 @@ import numpy.typing as npt
 
 from wsigen.errors import DataError, MaskError
 from wsigen.masks.palettes import palette_indices
+from wsigen.pictures import load_picture
 from wsigen.text_files import read_text
 
 VERSION = 1
@@ -178,8 +179,7 @@ def _read(path: str | Path, rgb: bool) -> npt.NDArray[Any]:
     except (ImportError, OSError):
         return _read_pillow(path, rgb)
     try:
-        image = pyvips.Image.new_from_file(str(path))
-        return image.numpy()
+        return load_picture(path).numpy()
     except pyvips.Error as error:
         raise DataError(f"{path}: cannot be read ({' '.join(str(error).split())}); replace the file") from None
 

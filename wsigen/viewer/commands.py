@@ -11,6 +11,7 @@ from typing import Any
 
 import click
 
+from wsigen.choices import AUTO, DEVICES
 from wsigen.errors import SettingsError
 from wsigen.masks.origin import ORIGIN_HELP, Origin
 
@@ -33,7 +34,7 @@ def view_command(shares: Callable[[], AbstractContextManager[Callable[[str, floa
     @click.option("--style", help="Of a mask: a style's name, or a picture or slide to measure.")
     @click.option("--seed", type=int, help="Of a mask. [default: 0]")
     @click.option("--steps", type=click.IntRange(1, 1000), help="Of a mask: denoising steps. [default: the model's]")
-    @click.option("--device", type=click.Choice(["auto", "cpu", "cuda", "mps"]), default="auto", show_default=True)
+    @click.option("--device", type=click.Choice([AUTO, *DEVICES]), default="auto", show_default=True)
     @click.option("-o", "--out", type=PATH, help='Where "Save as slide" writes. [default: beside the mask]')
     @click.option("--port", type=click.IntRange(1, 65535), help="[default: 8642, or any free one]")
     @click.option("--lossless", is_flag=True, help="Send PNG tiles: exact, and slower than JPEG.")

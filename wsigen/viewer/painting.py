@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 
+from wsigen.caching import file_stamp
 from wsigen.config import RenderSettings
 from wsigen.errors import WsigenError
 from wsigen.generated import GeneratedSlide
@@ -124,7 +125,7 @@ class LiveSlide:
         self._far: dict[tuple[int, int], tuple[np.ndarray, bool]] = {}
         self._touched: set[tuple[int, int]] = set()
         self._notes = 0
-        self._stamp = _stamp(self._mask_path)
+        self._stamp = file_stamp(self._mask_path)
         self._looked_at_mask = time.monotonic()
         self.paused_around = False  # while a render runs: only what is visible is painted
         self.state, self.problem = "opening", ""
@@ -405,7 +406,7 @@ class LiveSlide:
             while not self._closed:
                 self._cancel.clear()
                 if self._mask_is_new():
-                    self._stamp = _stamp(self._mask_path)
+                    self._stamp = file_stamp(self._mask_path)
                     return self._read_again
                 if self._wanted is not None:
                     settings, self._wanted = self._wanted, None
@@ -421,7 +422,7 @@ class LiveSlide:
 
     def _mask_is_new(self) -> bool:
         self._looked_at_mask = time.monotonic()
-        stamp = _stamp(self._mask_path)
+        stamp = file_stamp(self._mask_path)
         return stamp is not None and stamp != self._stamp
 
     def _given_up(self) -> bool:
@@ -458,7 +459,8 @@ class LiveSlide:
         overlay.revision = old.overlay.revision + 1
         cells = self._read.chart.changed(read.chart)
         changed = None
-        if cells is not None and plan.grid == old.plan.grid and plan.spec == old.plan.spec:
+        same_model = plan.model_sha256 == old.plan.model_sha256
+        if cells is not None and same_model and plan.grid == old.plan.grid and plan.spec == old.plan.spec:
             changed = changed_windows(plan.grid, overlay.mask, cells, plan.spec.mpp)
         self._read = read
         self._replace(plan, overlay, changed)  # the old overlay closes itself once no request holds it
@@ -471,7 +473,7 @@ class LiveSlide:
         model = None
         if old.slide is not None:
             old.slide.close()  # at most one painter at a time holds the cores
-            model = old.slide.painter.model
+            model = old.slide.painter.model if plan.model_sha256 == old.plan.model_sha256 else None
         slide = GeneratedSlide(plan, self.cache_bytes, model)
         if changed is not None and old.slide is not None:
             self.kept = slide.painter.inherit(old.slide.painter, changed)
@@ -511,15 +513,6 @@ def _common(a: Rectangle, b: Rectangle) -> Rectangle:
     left, top = max(a.x, b.x), max(a.y, b.y)
     right, bottom = min(a.x + a.width, b.x + b.width), min(a.y + a.height, b.y + b.height)
     return Rectangle(left, top, max(0, right - left), max(0, bottom - top))
-
-
-def _stamp(path: Path) -> tuple[int, int, int] | None:
-    """What changes when a file is written or replaced; None while there is none."""
-    try:
-        stat = path.stat()
-    except OSError:
-        return None
-    return stat.st_mtime_ns, stat.st_size, stat.st_ino
 
 
 def _all_known(known: np.ndarray) -> np.ndarray:

@@ -15,6 +15,7 @@ from functools import lru_cache
 
 import numpy as np
 
+from wsigen.choices import LAYOUT_PRESETS
 from wsigen.config import shipped_config
 from wsigen.errors import SettingsError
 from wsigen.masks.classes import ClassTable
@@ -24,7 +25,6 @@ LOOKS = 4  # points a cell, each way
 BAND = 32  # rows of cells that are computed at a time
 STRIP_UM = 3000.0  # height of a piece of tissue
 UNEVEN = 0.3  # deviation of the logarithm of densities over some hundred microns
-PRESETS = ("normal-mucosa", "adenocarcinoma", "inflamed", "muscle", "mixed")
 
 
 @dataclass(frozen=True)
@@ -79,8 +79,8 @@ def layout_bands(
     preset: str, width: int, height: int, seed: int, classes: ClassTable, mpp: float
 ) -> Iterator[np.ndarray]:
     """The planes of a layout, (K, rows, columns) uint8, in bands from top to bottom."""
-    if preset not in PRESETS:
-        raise SettingsError(f"--layout {preset}: choose one of {', '.join(PRESETS)}, a picture or a mask")
+    if preset not in LAYOUT_PRESETS:
+        raise SettingsError(f"--layout {preset}: choose one of {', '.join(LAYOUT_PRESETS)}, a picture or a mask")
     tissue = Tissue(preset, width * mpp, height * mpp, seed)
     table, columns, rows = zone_planes(classes, mpp), -(-width // CELL), -(-height // CELL)
     step = CELL * mpp / LOOKS

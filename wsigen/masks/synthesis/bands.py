@@ -6,13 +6,13 @@ the order of first sight: tiles row by row, in each tile by summit.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
 
+from wsigen.cores import available_cores
 from wsigen.masks.synthesis.decoding import HALO, REACH, Decoder
 from wsigen.masks.synthesis.layout import Layout
 from wsigen.masks.synthesis.mask_code import LAND
@@ -51,7 +51,7 @@ class DecodedBands:
 
     def __iter__(self) -> Iterator[MaskWindow]:
         x0, y0, width, height = self.part
-        with ThreadPoolExecutor(min(DECODERS, os.cpu_count() or 1), "wsigen-decode") as pool:
+        with ThreadPoolExecutor(available_cores(DECODERS), "wsigen-decode") as pool:
             for y in range(y0, y0 + height, self.tile):
                 rows = min(self.tile, y0 + height - y)
                 starts = range(x0, x0 + width, self.tile)

@@ -1,0 +1,14 @@
+"""Values that a setting may have, where several modules name them. Imports nothing, so that --help stays fast."""
+
+from __future__ import annotations
+
+from typing import Literal, get_args
+
+SamplerName = Literal["ddpm", "ddim", "dpm++2m", "unipc", "consistency", "fitted"]
+SAMPLERS: tuple[str, ...] = get_args(SamplerName)
+DTYPES = ("float32", "bfloat16", "float16")
+DEVICES = ("cpu", "cuda", "mps")
+SLIDE_FORMATS = ("svs", "ome.tiff", "tiff", "dzi", "ome.zarr", "dicom")
+LABEL_FORMATS = ("geojson", "db", "coco", "ome.zarr")
+LAYOUT_PRESETS = ("normal-mucosa", "adenocarcinoma", "inflamed", "muscle", "mixed")
+AUTO = "auto"  # a device or dtype that is chosen by what the machine has
