@@ -37,7 +37,8 @@ from wsigen.slides.metadata import SlideMetadata
 from wsigen.slides.pyramid import constant
 from wsigen.slides.svs import write_svs_panels
 from wsigen.tiling.canvas import Canvas
-from wsigen.tiling.cluster import _DaskPainters, open_painters
+from wsigen.tiling.cluster import open_painters
+from wsigen.tiling.dask_painters import DaskPainters
 from wsigen.tiling.engine import Engine, Run
 from wsigen.tiling.grid import BlockGrid, WindowGrid
 from wsigen.tiling.plan import Task
@@ -60,7 +61,7 @@ class NullPainters:
 
     live = False
 
-    def __init__(self, painters: _DaskPainters, layout: BlockGrid) -> None:
+    def __init__(self, painters: DaskPainters, layout: BlockGrid) -> None:
         self._painters, self._layout = painters, layout
         self.capacity, self.lanes = painters.capacity, painters.lanes
 
@@ -93,7 +94,7 @@ def scheduling(folder: Path, quick: bool) -> dict[str, Any]:
     run = Run(canvas, spec)
     planned = time.perf_counter()
     with open_painters("cpu", 2) as painters:
-        assert isinstance(painters, _DaskPainters)
+        assert isinstance(painters, DaskPainters)
         opened = time.perf_counter()
         engine = Engine(NullPainters(painters, layout))
         engine.add(run)

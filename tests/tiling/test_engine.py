@@ -14,7 +14,7 @@ import torch
 
 from wsigen.errors import SettingsError, StoreError
 from wsigen.tiling.canvas import Canvas
-from wsigen.tiling.cluster import local_cluster
+from wsigen.tiling.dask_painters import local_cluster
 from wsigen.tiling.engine import Run, paint_canvas
 from wsigen.tiling.grid import Block, BlockGrid, Colour, Rectangle, WindowGrid
 from wsigen.tiling.plan import chunk_sources, make_plan

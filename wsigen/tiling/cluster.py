@@ -7,32 +7,27 @@ Workshop, also on workers that come later or start again; only tasks and counts 
 
 from __future__ import annotations
 
-import logging
-import uuid
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import Any, Protocol, cast
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
-import dask
 import torch
-from distributed import Client, Nanny, Scheduler, SpecCluster, Worker, WorkerPlugin, get_worker
 
 from wsigen.cores import available_cores
 from wsigen.devices import DeviceChoice, choose_device
-from wsigen.errors import ClusterError, SettingsError, WsigenError
-from wsigen.tiling.batches import Crew
+from wsigen.errors import SettingsError, WsigenError
 from wsigen.tiling.plan import Task
-from wsigen.tiling.spec import INTRA_OP_THREADS, environment
-from wsigen.tiling.studio import TaskResult, fixed_threads, lanes_for, loaders_for, new_crew
+from wsigen.tiling.spec import environment
+from wsigen.tiling.studio import fixed_threads, loaders_for, new_crew
 from wsigen.tiling.workshop import Job, Workshop
+
+if TYPE_CHECKING:
+    from distributed import Client
 
 TASKS_PER_PROCESS = 3  # one reads, one paints, one writes
 TASKS_PER_GPU = 6  # a batch takes it less time than its task takes to be read and written
-RETRIES = 3  # of a task whose worker died or whose file system failed
-CONNECT_SECONDS = 20
-QUIET = {"DASK_LOGGING__DISTRIBUTED": "critical"}  # what goes wrong in a worker is told by the one line of its error
 
 
 class Painters(Protocol):
@@ -78,18 +73,16 @@ class Machine:
     @classmethod
     def of_cluster(cls, scheduler: str | Client, device: str = "auto", dtype: str = "auto") -> Machine:
         """The machine of a cluster's workers, which may have GPUs where this one has none; one of them is asked."""
-        with ExitStack() as stack:
-            client = scheduler if isinstance(scheduler, Client) else stack.enter_context(_connect(scheduler))
-            workers = list(client.nthreads())
-            if not workers:
-                raise ClusterError(f"{_address(client)}: the cluster has no workers; start some and try again")
-            answer = client.run(_machine_here, device, dtype, workers=workers[:1])[workers[0]]
+        from wsigen.tiling.dask_painters import ask_a_worker
+
+        worker, answer = ask_a_worker(scheduler, machine_here, device, dtype)
         if isinstance(answer, str):
-            raise SettingsError(f"worker {workers[0]}: {answer}")
+            raise SettingsError(f"worker {worker}: {answer}")
         return cast(Machine, answer)
 
 
-def _machine_here(device: str, dtype: str) -> Machine | str:
+def machine_here(device: str, dtype: str) -> Machine | str:
+    """This machine, or what is wrong with the settings on it."""
     try:
         return Machine.here(device, dtype)
     except WsigenError as error:
@@ -105,12 +98,15 @@ def open_painters(device: str, workers: int = 1, scheduler: str | Client | None 
     if workers < 1:
         raise SettingsError(f"--workers {workers}: must be at least 1")
     with ExitStack() as stack:
-        if scheduler is not None:
-            yield stack.enter_context(_DaskPainters.on_cluster(device, scheduler))
-        elif workers == 1:
+        if scheduler is None and workers == 1:
             yield stack.enter_context(_LocalPainters.open(device))
+            return
+        from wsigen.tiling.dask_painters import DaskPainters  # Dask takes a second to import
+
+        if scheduler is None:
+            yield stack.enter_context(DaskPainters.on_this_machine(device, workers))
         else:
-            yield stack.enter_context(_DaskPainters.on_this_machine(device, workers))
+            yield stack.enter_context(DaskPainters.on_cluster(device, scheduler))
 
 
 class _LocalPainters:
@@ -148,153 +144,6 @@ class _LocalPainters:
         pass
 
 
-class WorkshopPlugin(WorkerPlugin):
-    """Opens a Workshop on every worker of a cluster, also on those that come later or start again.
-
-    ``lanes`` batches are painted at a time (None: as many as the worker has threads), ``loaders`` threads read ahead.
-    ``by_number``: a worker's name is the number of its GPU. Variables such as CUDA_VISIBLE_DEVICES come too late where
-    a worker imports the user's script, which imports torch, before they are set.
-    """
-
-    def __init__(self, name: str, lanes: int | None, loaders: int | None, by_number: bool = False) -> None:
-        self.name, self.lanes, self.loaders, self.by_number = name, lanes, loaders, by_number
-        self.workshop: Workshop | None = None
-
-    def setup(self, worker: Worker) -> None:
-        """Hire the threads; slides and models are opened when tasks name them."""
-        torch.set_num_threads(INTRA_OP_THREADS)
-        threads = worker.state.nthreads
-        crew = Crew(self.lanes or threads, self.loaders or loaders_for(threads))
-        device = f"cuda:{worker.name}" if self.by_number else None
-        self.workshop = Workshop(crew, f"worker {worker.address}", device)
-
-    def teardown(self, worker: Worker) -> None:
-        """Stop painting."""
-        if self.workshop is not None:
-            self.workshop.close()
-
-
-def _workshop(worker: Worker, name: str) -> Workshop:
-    workshop = cast(WorkshopPlugin, worker.plugins[name]).workshop
-    assert workshop is not None
-    return workshop
-
-
-def run_on_worker(name: str, job: Job, task: Task) -> TaskResult:
-    """Run a task on a Dask worker, with the Workshop that its plugin opened."""
-    return _workshop(get_worker(), name).run(job, task)
-
-
-def prepare_on_worker(name: str, job: Job, dask_worker: Worker) -> list[str] | str:
-    """Open a slide on a Dask worker, and return what `Painters.prepare` does.
-
-    What is wrong is returned, as a string: Dask would repeat what is raised in its log.
-    """
-    try:
-        with _workshop(dask_worker, name).studio(job) as studio:
-            return studio.verdict.describe()
-    except WsigenError as error:
-        return f"{type(error).__name__} {error}"
-
-
-class _DaskPainters:
-    """Tasks on a Dask cluster, whose workers each hold a Workshop."""
-
-    live = False
-
-    def __init__(self, client: Client, plugin: WorkshopPlugin, lanes_per_worker: int | None) -> None:
-        self.client, self.plugin = client, plugin
-        threads = client.nthreads()
-        # Some more than the threads that run tasks, so that a worker never waits for this process.
-        self.capacity = sum(threads.values()) + 2 * len(threads)
-        self.lanes = sum(lanes_per_worker or count for count in threads.values())
-
-    @classmethod
-    @contextmanager
-    def on_this_machine(cls, device: str, workers: int) -> Iterator[_DaskPainters]:
-        lanes = lanes_for(device, workers)
-        loaders = new_loaders(workers)
-        with (
-            local_cluster(device, workers, tasks_at_once(device, lanes)) as cluster,
-            Client(cluster.scheduler_address, set_as_default=False) as client,
-        ):
-            plugin = WorkshopPlugin("wsigen", lanes, loaders, torch.device(device).type == "cuda")
-            with client.as_current():
-                client.register_plugin(plugin)
-            yield cls(client, plugin, lanes)
-
-    @classmethod
-    @contextmanager
-    def on_cluster(cls, device: str, scheduler: str | Client) -> Iterator[_DaskPainters]:
-        with ExitStack() as stack:
-            client = scheduler if isinstance(scheduler, Client) else stack.enter_context(_connect(scheduler))
-            if not client.nthreads():
-                raise ClusterError(f"{_address(client)}: the cluster has no workers; start some and try again")
-            lanes = 1 if torch.device(device).type == "cuda" else None
-            plugin = WorkshopPlugin(f"wsigen-{uuid.uuid4().hex[:8]}", lanes, None)
-            with client.as_current():
-                client.register_plugin(plugin)
-            try:
-                yield cls(client, plugin, lanes)
-            finally:
-                # Frees the models on a cluster that lives on; a failure must not hide the error that ended the run.
-                with suppress(Exception):
-                    client.unregister_worker_plugin(plugin.name)
-
-    def prepare(self, job: Job) -> list[str]:
-        answers = self.client.run(prepare_on_worker, self.plugin.name, job, on_error="return")
-        for address, answer in answers.items():
-            if isinstance(answer, OSError):
-                continue  # a worker that died just now; if it comes back, its first task opens the slide
-            if isinstance(answer, BaseException):
-                raise ClusterError(f"worker {address} failed to open the slide: {answer}") from answer
-            if isinstance(answer, str):
-                kind, _, text = answer.partition(" ")
-                raise _ERRORS.get(kind, ClusterError)(text)
-        ways = {address: answer for address, answer in answers.items() if isinstance(answer, list)}
-        for address, answer in ways.items():
-            if answer != next(iter(ways.values())):
-                raise ClusterError(f"worker {address} keeps rows of a batch equal in other ways; use like machines")
-        return next(iter(ways.values()), [])
-
-    def submit(self, job: Job, task: Task, priority: int) -> Any:
-        key = f"wsigen-{job.name}-{task.key}"
-        options = {"key": key, "priority": -priority, "retries": RETRIES, "pure": False}
-        return self.client.submit(run_on_worker, self.plugin.name, job, task, **options)
-
-    def counts(self, job: Job) -> tuple[int, int]:
-        return 0, 0
-
-    def check(self) -> None:
-        if self.client.status != "running":
-            raise ClusterError(f"{_address(self.client)}: the Dask scheduler is gone; start it and --resume")
-
-
-_ERRORS = {kind.__name__: kind for kind in WsigenError.__subclasses__()}
-
-
-@contextmanager
-def _connect(address: str) -> Iterator[Client]:
-    _silence_dask()
-    try:
-        client = Client(address, set_as_default=False, timeout=CONNECT_SECONDS)
-    except (OSError, ValueError, TypeError) as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise ClusterError(f"--dask-scheduler {address}: no Dask scheduler answers there ({reason})") from error
-    with client:
-        yield client
-
-
-def _silence_dask() -> None:
-    """What goes wrong with our cluster ends in one line; Dask and its loop would add a traceback for each retry."""
-    for name in ("distributed", "tornado.application", "asyncio"):
-        logging.getLogger(name).setLevel(logging.CRITICAL)
-
-
-def _address(client: Client) -> str:
-    return str(client.scheduler.address) if client.scheduler is not None else "the cluster"
-
-
 def tasks_at_once(device: str, lanes: int) -> int:
     """Tasks in flight in one process."""
     return TASKS_PER_GPU if torch.device(device).type == "cuda" else TASKS_PER_PROCESS + lanes - 1
@@ -303,33 +152,3 @@ def tasks_at_once(device: str, lanes: int) -> int:
 def new_loaders(processes: int) -> int:
     """Threads of one of so many processes on this machine that read ahead."""
     return loaders_for(available_cores() // processes)
-
-
-@contextmanager
-def local_cluster(device: str, workers: int, threads: int) -> Iterator[SpecCluster]:
-    """A cluster of processes on this machine, named by number; each has a GPU of its own if they paint on GPUs."""
-    _silence_dask()
-    if torch.device(device).type == "cuda" and workers > torch.cuda.device_count():
-        raise SettingsError(
-            f"--workers {workers}: this machine shows {torch.cuda.device_count()} GPUs; use at most one worker each"
-        )
-    nannies = {
-        index: {
-            "cls": Nanny,
-            "options": {
-                "nthreads": threads,
-                "memory_limit": 0,
-                "preload": ["wsigen.tiling.worker_start"],
-            },
-        }
-        for index in range(workers)
-    }
-    scheduler = {
-        "cls": Scheduler,
-        "options": {"host": "127.0.0.1", "port": 0, "dashboard": False, "dashboard_address": "127.0.0.1:0"},
-    }
-    with (
-        dask.config.set({"distributed.nanny.pre-spawn-environ": QUIET}),
-        SpecCluster(workers=nannies, scheduler=scheduler, silence_logs=logging.CRITICAL) as cluster,
-    ):
-        yield cluster

@@ -36,6 +36,11 @@ WORKSPACE = 1.25  # share that convolutions and the allocator's gaps add to what
 WINDOW_BYTES_PER_PIXEL = 14  # a loaded window: masks with what is around 7, context 3, known 1, pixels that come back 3
 CANVAS_SHARE = 0.9  # of a byte that zstd leaves of a painted one
 SLIDE_BYTES_PER_PIXEL = 0.8  # JPEG at quality 87 of textured tissue, all levels; 0.6 was measured at most
+_GROUPS = Path("/sys/fs/cgroup")
+CONTROL_GROUPS = (  # limit and use, of version 2 and of version 1
+    (_GROUPS / "memory.max", _GROUPS / "memory.current"),
+    (_GROUPS / "memory/memory.limit_in_bytes", _GROUPS / "memory/memory.usage_in_bytes"),
+)
 ENCODER_PANELS = 10  # panels that are read, encoded or gathered at a time
 
 
@@ -163,9 +168,13 @@ def _smaller_batch(spec: PaintSpec, share: float) -> str:
 
 def available_memory() -> int:
     """Bytes that this process may still take: free on the machine, and within its control group."""
-    from distributed.system import MEMORY_LIMIT
-
-    return min(psutil.virtual_memory().available, MEMORY_LIMIT)
+    free = psutil.virtual_memory().available
+    for limit, used in CONTROL_GROUPS:
+        try:
+            free = min(free, int(limit.read_text()) - int(used.read_text()))
+        except (OSError, ValueError):  # no such control group, or "max": no limit
+            continue
+    return free
 
 
 def measured_seconds(spec: PaintSpec, batches: int, workers: int) -> float:
