@@ -181,7 +181,7 @@ def test_a_scheduler_that_dies_gives_one_line_and_the_pixels_are_the_same(tiny_m
 
 
 def test_an_address_where_nothing_answers_is_named(tiny_model, demo_mask_path, tmp_path, monkeypatch):
-    monkeypatch.setattr("wsigen.tiling.cluster.CONNECT_SECONDS", 1)
+    monkeypatch.setattr("wsigen.tiling.dask_painters.CONNECT_SECONDS", 1)
     with pytest.raises(ClusterError, match=r"--dask-scheduler tcp://127\.0\.0\.1:9: no Dask scheduler answers"):
         render(
             demo_mask_path, tmp_path / "s.svs", model=str(tiny_model), device="cpu", dask_scheduler="tcp://127.0.0.1:9"
