@@ -32,10 +32,17 @@ def randn(seed, layout=torch.contiguous_format):
     return values.to(DEVICE).contiguous(memory_format=layout)
 
 
-@pytest.mark.parametrize("prediction_type", ["v", "eps", "x0"])
+SOLVERS = [("dpm++2m", 0.0), ("unipc", 0.0), ("fitted", 0.0), ("ddim", 0.0), ("ddim", 1.0), ("ddpm", 0.0)]
+QUICK = [("unipc", "eps"), ("ddpm", "x0")]  # beside every solver with v
+
+
 @pytest.mark.parametrize(
-    ("name", "eta"),
-    [("dpm++2m", 0.0), ("unipc", 0.0), ("fitted", 0.0), ("ddim", 0.0), ("ddim", 1.0), ("ddpm", 0.0)],
+    ("name", "eta", "prediction_type"),
+    [
+        pytest.param(*solver, kind, marks=() if kind == "v" or (solver[0], kind) in QUICK else pytest.mark.exhaustive)
+        for solver in SOLVERS
+        for kind in ("v", "eps", "x0")
+    ],
 )
 def test_whole_runs_agree_with_torch(name, eta, prediction_type):
     """Within 2e-5: a GPU fuses a multiplication with an addition, and float64 coefficients are rounded once."""

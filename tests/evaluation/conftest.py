@@ -31,18 +31,27 @@ def one_thread():
     torch.set_num_threads(before)
 
 
-@pytest.fixture(scope="session")
-def data(tmp_path_factory):
-    root = tmp_path_factory.mktemp("data")
-    for seed, name in enumerate("abcdefg"):
+def prepared(root, names, holdout):
+    for seed, name in enumerate(names):
         for part, array in zip(("images", "labels", "instances"), picture(seed)):
             (root / "own" / part).mkdir(parents=True, exist_ok=True)
             image = pyvips.Image.new_from_array(array)
             if array.dtype == np.uint16:
                 image = image.copy(interpretation="grey16")
             image.write_to_file(str(root / "own" / part / f"{name}.png"))
-    prepare({"folder": root / "own"}, root / "prepared", holdout=["e", "f", "g"])
+    prepare({"folder": root / "own"}, root / "prepared", holdout=holdout)
     return root / "prepared"
+
+
+@pytest.fixture(scope="session")
+def data(tmp_path_factory):
+    return prepared(tmp_path_factory.mktemp("data"), "abcdefg", ["e", "f", "g"])
+
+
+@pytest.fixture(scope="session")
+def little_data(tmp_path_factory):
+    """One picture to learn from, one held out."""
+    return prepared(tmp_path_factory.mktemp("little"), "ab", ["b"])
 
 
 def trained(data, out, **changes):

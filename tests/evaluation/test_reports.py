@@ -268,9 +268,9 @@ def test_a_study_compares_arms_and_resumes(data, painter, tmp_path):
     assert all(name.startswith("painted_") or name[-1] in "efg" for name in names)
 
 
-def test_a_fitted_solver_is_the_painters_from_then_on(data, painter, tmp_path):
+def test_a_fitted_solver_is_the_painters_from_then_on(little_data, painter, tmp_path):
     folder, small = tmp_path / "fitted", tmp_path / "small.tif"
-    fit = ("distill", "--method", "solver", "--model", painter, "--data", data, "--device", "cpu", "-o", folder)
+    fit = ("distill", "--method", "solver", "--model", painter, "--data", little_data, "--device", "cpu", "-o", folder)
     result = run(*fit, "--steps", 2, "--steps", 3)
     assert result.exit_code == 0 and "2 steps: mean squared error" in result.output, result.output
     config = ModelConfig.load(folder)

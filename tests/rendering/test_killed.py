@@ -65,7 +65,7 @@ def wait_for_chunks(process, out, count):
     raise AssertionError(f"ended too soon: {process.communicate()[0]}")
 
 
-@pytest.mark.parametrize(("workers", "chunks"), [(1, 1), (2, 3)])
+@pytest.mark.parametrize(("workers", "chunks"), [(1, 1), pytest.param(2, 3, marks=pytest.mark.exhaustive)])
 def test_ctrl_c_says_how_to_go_on_and_the_pixels_are_the_same(options, pixels, tmp_path, workers, chunks):
     out = tmp_path / "s.svs"
     process = start(options, out, "--workers", str(workers))
@@ -163,6 +163,7 @@ def cluster(folder):
             process.wait()
 
 
+@pytest.mark.exhaustive
 def test_a_scheduler_that_dies_gives_one_line_and_the_pixels_are_the_same(tiny_model, demo_mask_path, pixels, tmp_path):
     out, settings = tmp_path / "s.svs", {"model": str(tiny_model), "device": "cpu", "steps": STEPS}
     with cluster(tmp_path) as (client, scheduler):

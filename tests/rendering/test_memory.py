@@ -42,6 +42,7 @@ def sparse_mask(path, side, tissue_side=1638):
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads the peak of the memory in kilobytes")
+@pytest.mark.exhaustive
 def test_a_slide_nine_times_as_large_takes_as_much_memory(tiny_model, tmp_path):
     def peak(side):
         mask, slide = tmp_path / f"{side}.tif", tmp_path / "s.svs"

@@ -122,6 +122,7 @@ def test_a_rectangle_paints_only_what_it_depends_on(tiny_model, demo_mask_path, 
             plan_render(demo_mask_path, tmp_path / "x.svs", RenderSettings(model=str(tiny_model), rect=rect))
 
 
+@pytest.mark.exhaustive
 def test_four_workers_paint_the_same_pixels_into_a_canvas_elsewhere(tiny_model, demo_mask_path, tmp_path):
     settings = {"model": str(tiny_model), "device": "cpu", "keep_canvas": True}
     for workers in (1, 4):

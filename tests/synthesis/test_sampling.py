@@ -163,6 +163,7 @@ def test_without_a_model_the_way_to_one_is_told(tmp_path, monkeypatch):
         find_mask_model("")
 
 
+@pytest.mark.exhaustive
 def test_class_balance_follows_the_layout(tmp_path):
     """Common classes within a quarter of what the layout says, on half a square millimetre."""
     settings = RenderSettings(seed=3, device="cpu", batch_size=2)

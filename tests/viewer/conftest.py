@@ -1,7 +1,10 @@
 """Scenes with a tiny network of random weights, and Chromium where there is one."""
 
+import importlib.util
+import os
 import shutil
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 import torch
@@ -54,27 +57,36 @@ def painting(tiny_model) -> RenderSettings:
     return RenderSettings(model=str(tiny_model), device="cpu", seed=SEED)
 
 
+def no_browser(reason: str) -> NoReturn:
+    """Skip; fail where WSIGEN_TEST_BROWSER says that there is a browser."""
+    if os.environ.get("WSIGEN_TEST_BROWSER"):
+        pytest.fail(f"WSIGEN_TEST_BROWSER is set, but {reason}")
+    pytest.skip(reason)
+
+
 @pytest.fixture(scope="session")
 def chromium():
     """A headless Chromium, driven by its own driver."""
-    webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
+    if importlib.util.find_spec("selenium") is None:
+        no_browser("selenium is not installed")
+    from selenium import webdriver
+    from selenium.common.exceptions import WebDriverException
+
     binary, driver = (
         next((path for name in names if (path := shutil.which(name))), None)
         for names in (("chromium", "chromium-browser", "google-chrome"), ("chromedriver", "chromium-driver"))
     )
     if not binary or not driver:
-        pytest.skip("no Chromium with its driver here: apt-get install chromium chromium-driver")
+        no_browser("no Chromium with its driver here: apt-get install chromium chromium-driver")
     options = webdriver.ChromeOptions()
     options.binary_location = binary
     for argument in ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"):
         options.add_argument(argument)
     options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    from selenium.common.exceptions import WebDriverException
-
     try:
         browser = webdriver.Chrome(options=options, service=webdriver.ChromeService(driver))
     except WebDriverException as error:
-        pytest.skip(f"Chromium does not start here: {error.msg}")
+        no_browser(f"Chromium does not start here: {error.msg}")
     browser.set_window_size(1440, 1000)
     browser.set_script_timeout(30)
     yield browser
