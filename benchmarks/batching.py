@@ -24,12 +24,11 @@ from wsigen.models.config import ModelConfig
 from wsigen.models.registry import DEFAULT_MODEL, find_model
 from wsigen.tiling.batches import LARGEST_LOAD, Batcher, Crew, Load
 from wsigen.tiling.canvas import Canvas
-from wsigen.tiling.cluster import tasks_at_once
 from wsigen.tiling.engine import Engine, Run, plan_blocks
 from wsigen.tiling.grid import BlockGrid, usual_blend
 from wsigen.tiling.plan import Task
 from wsigen.tiling.spec import PaintSpec, run_record
-from wsigen.tiling.studio import TaskResult
+from wsigen.tiling.studio import TaskResult, tasks_at_once
 from wsigen.tiling.workshop import Job
 
 WRITE_S = 0.1  # a task's chunks

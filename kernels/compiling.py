@@ -2,17 +2,25 @@
 
 Triton compiles a kernel when it is first launched, one after another: a network with seventy of them takes half a
 minute on a machine that has compiled none. `compile_ahead` runs the work once without starting its kernels, notes what
-each launch would be compiled for, and compiles all of it in threads. What is compiled stays in Triton's cache on disk.
+each launch would be compiled for, and compiles all of it in processes: threads would take turns at Python's lock. What
+is compiled stays in Triton's cache on disk, from where this process then loads it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+import json
+import multiprocessing
+import os
+import signal
+import warnings
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextvars import ContextVar
 from typing import Any
 
 import torch
+
+PATIENCE_SECONDS = 120  # for processes that compile; what they have not done is compiled in this one
 
 _noting: ContextVar[_Launches | None] = ContextVar("wsigen_noting_launches", default=None)
 
@@ -26,46 +34,120 @@ def launch(kernel: Any, grid: tuple[int, ...], *arguments: Any, **options: Any) 
         launches.add(kernel, grid, arguments, options)
 
 
-def compile_ahead(work: Callable[[], object], device: torch.device, threads: int) -> int:
-    """Compile the kernels that ``work`` launches on a CUDA ``device``, ``threads`` at a time; return their number.
+def compile_ahead(work: Callable[[], object], device: torch.device, processes: int, threads: int = 8) -> int:
+    """Compile the kernels that ``work`` launches on a CUDA ``device``; return their number.
 
-    ``work`` runs once, and what its kernels would have written stays undefined. Kernels that are compiled already cost
-    nothing but this. Raises what Triton raises for a kernel that does not compile.
+    ``work`` runs once, and what its kernels would have written stays undefined. ``processes`` compile at a time; 0
+    where all is compiled already, which then only is loaded, by ``threads``. Raises what Triton raises for a kernel
+    that does not compile.
     """
-    with ThreadPoolExecutor(threads, "wsigen-compile") as pool:
-        launches = _Launches(pool, device)
-        token = _noting.set(launches)
-        try:
-            work()
-        finally:
-            _noting.reset(token)
-        return launches.wait()
+    launches = _Launches()
+    token = _noting.set(launches)
+    try:
+        work()
+    finally:
+        _noting.reset(token)
+    if processes > 1:
+        from triton.runtime import driver
+
+        compile_in_processes(_sources(launches.found), driver.active.get_current_target(), processes)
+    with ThreadPoolExecutor(threads, "wsigen-load-kernels") as pool:
+        for future in [pool.submit(_load, launch, device) for launch in launches.found]:
+            future.result()
+    return len(launches.found)
+
+
+Launch = tuple[Any, tuple[int, ...], tuple, dict[str, Any]]  # kernel, grid, arguments, options
+Source = tuple[Any, dict[str, Any]]  # an ASTSource of Triton, and the options that it is compiled with
 
 
 class _Launches:
-    """Launches that were noted, each compiled once."""
+    """Launches that were noted, one of each kind."""
 
-    def __init__(self, pool: ThreadPoolExecutor, device: torch.device) -> None:
-        self._pool, self._device = pool, device
-        self._futures: dict[tuple, Future] = {}
+    def __init__(self) -> None:
+        self.found: list[Launch] = []
+        self._kinds: set[tuple] = set()
 
     def add(self, kernel: Any, grid: tuple[int, ...], arguments: tuple, options: dict[str, Any]) -> None:
-        key = (kernel, tuple(map(_kind, arguments)), tuple(sorted(options.items())))
-        if key not in self._futures:
-            # The hash of the source is computed here: threads that each compute it would repeat the work.
-            _ = kernel.cache_key
-            self._futures[key] = self._pool.submit(self._compile, kernel, grid, arguments, options)
+        kind = (kernel, tuple(map(_kind, arguments)), tuple(sorted(options.items())))
+        if kind not in self._kinds:
+            self._kinds.add(kind)
+            self.found.append((kernel, grid, arguments, options))
 
-    def wait(self) -> int:
-        for future in self._futures.values():
-            future.result()
-        return len(self._futures)
 
-    def _compile(self, kernel: Any, grid: tuple[int, ...], arguments: tuple, options: dict[str, Any]) -> None:
-        with torch.cuda.device(self._device):
-            built = kernel.warmup(*arguments, grid=grid, **options)
-            # Triton builds a kernel's launcher with a C compiler when it is first asked for.
-            _ = built.run
+def _load(launch: Launch, device: torch.device) -> None:
+    """Compile a kernel, or load it from the cache, on a device."""
+    kernel, grid, arguments, options = launch
+    with torch.cuda.device(device):
+        built = kernel.warmup(*arguments, grid=grid, **options)
+        # Triton builds a kernel's launcher with a C compiler when it is first asked for.
+        _ = built.run
+
+
+def _sources(launches: Sequence[Launch]) -> list[Source]:
+    """What Triton would compile for each launch; nothing is compiled."""
+    from triton import knobs
+    from triton.compiler import ASTSource
+
+    found: dict[str, Source] = {}
+
+    def note(*, key: str, fn: Any, compile: dict[str, Any], **_: Any) -> bool:
+        options = json.loads(compile["specialization_data"])["options"]
+        source = ASTSource(fn.jit_function, compile["signature"], compile["constants"], compile["configs"][0])
+        found[f"{fn.name} {key}"] = source, {name: _as_tuple(value) for name, value in options.items()}
+        return True  # do not compile now
+
+    before, knobs.runtime.jit_cache_hook = knobs.runtime.jit_cache_hook, note
+    try:
+        for kernel, grid, arguments, options in launches:
+            kernel.warmup(*arguments, grid=grid, **options)
+    finally:
+        knobs.runtime.jit_cache_hook = before
+    return list(found.values())
+
+
+def compile_in_processes(sources: Sequence[Source], target: Any, processes: int) -> None:
+    """Compile for a target (Triton's GPUTarget) into the cache on disk, in ``processes`` forks of this process.
+
+    A fork has all modules and sources in memory, and never touches the GPU: compiling needs none. Failures are not
+    reported: whoever launches such a kernel compiles it again and hears of them.
+    """
+    try:
+        fork = multiprocessing.get_context("fork")
+    except ValueError:  # a system without
+        return
+    turn = fork.Value("i", 0)
+
+    def compile_in_turn() -> None:
+        import triton
+
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that waits
+        os.nice(5)
+        while True:
+            with turn.get_lock():
+                number = turn.value
+                turn.value += 1
+            if number >= len(sources):
+                return
+            source, options = sources[number]
+            triton.compile(source, target=target, options=options)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # of forks beside threads: theirs are not used in the fork
+        workers = [fork.Process(target=compile_in_turn, daemon=True) for _ in range(min(processes, len(sources)))]
+        for worker in workers:
+            worker.start()
+    try:
+        for worker in workers:
+            worker.join(PATIENCE_SECONDS)
+    finally:
+        for worker in workers:
+            if worker.is_alive():
+                worker.kill()
+
+
+def _as_tuple(value: Any) -> Any:
+    return tuple(map(_as_tuple, value)) if isinstance(value, list) else value
 
 
 def _kind(argument: Any) -> Any:

@@ -11,18 +11,15 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from wsigen import __version__
 from wsigen.errors import ModelError, SettingsError
-from wsigen.models.config import CONFIG_FILE
+from wsigen.models.config import CONFIG_FILE, ModelConfig
 from wsigen.models.registry import shipped_models
 from wsigen.models.stain import StainStyle
 from wsigen.slides.formats import stem_of
 from wsigen.tiling.spec import PaintSpec, first_difference, in_words
-
-if TYPE_CHECKING:
-    from wsigen.rendering import RenderPlan
 
 FORMAT = "wsigen slide record 1"
 # What PaintSpec calls as RenderSettings does; model, style and steps are translated.
@@ -123,7 +120,35 @@ def _typed(paint: Mapping[str, Any], name: str) -> Any:
     return value
 
 
-def record_data(plan: RenderPlan, timings: Mapping[str, float], ways: Sequence[str] = ()) -> dict[str, Any]:
+class PlannedSlide(Protocol):
+    """What a record says of a render's plan."""
+
+    @property
+    def spec(self) -> PaintSpec:
+        """What painting takes."""
+
+    @property
+    def config(self) -> ModelConfig:
+        """Of the model."""
+
+    @property
+    def out(self) -> Path:
+        """The slide."""
+
+    @property
+    def jpeg_quality(self) -> int:
+        """Of its tiles."""
+
+    @property
+    def rect(self) -> tuple[int, int, int, int] | None:
+        """The part that is painted."""
+
+    @property
+    def run(self) -> dict[str, Any]:
+        """What decides the pixels."""
+
+
+def record_data(plan: PlannedSlide, timings: Mapping[str, float], ways: Sequence[str] = ()) -> dict[str, Any]:
     """What `SlideRecord.read` reads, as plain JSON, and facts for people.
 
     timings: seconds by stage. ways: in which operations kept rows of a batch equal, of those that would not.

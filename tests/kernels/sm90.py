@@ -34,7 +34,8 @@ def describe(value, parameter):
     return "i32" if value < 2**31 else "i64", None, ALIGNED if value % 16 == 0 and special else None
 
 
-def compile_instead(kernel, *args, grid, warmup, **named):
+def source_of(kernel, args, named):
+    """What Triton compiles for a launch; what is left in ``named`` are options."""
     names = [parameter.name for parameter in kernel.params]
     given = dict(zip(names, args, strict=False)) | {name: named.pop(name) for name in list(named) if name in names}
     signature, constants, attributes = {}, {}, {}
@@ -45,7 +46,11 @@ def compile_instead(kernel, *args, grid, warmup, **named):
             constants[(index,)] = constant[0]
         if attribute:
             attributes[(index,)] = attribute
-    source = ASTSource(fn=kernel, signature=signature, constexprs=constants, attrs=attributes)
+    return ASTSource(fn=kernel, signature=signature, constexprs=constants, attrs=attributes)
+
+
+def compile_instead(kernel, *args, grid, warmup, **named):
+    source = source_of(kernel, args, named)
     built = triton.compile(source, target=GPUTarget("cuda", 90, 32), options=named)
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(built.asm["cubin"])

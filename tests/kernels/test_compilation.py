@@ -10,8 +10,8 @@ import pytest
 from contract import needs_triton
 
 
-@pytest.fixture(scope="module")
-def reports(tmp_path_factory):
+def output_of(script, cache):
+    """Lines that a script of this folder prints, with a cache of Triton's of its own."""
     needs_triton()
     import triton
 
@@ -20,13 +20,23 @@ def reports(tmp_path_factory):
     environment = {
         **os.environ,
         "TRITON_INTERPRET": "0",
-        "TRITON_CACHE_DIR": str(tmp_path_factory.mktemp("triton")),
+        "TRITON_CACHE_DIR": str(cache),
         "PYTHONWARNINGS": "ignore",
     }
-    script = Path(__file__).with_name("sm90.py")
-    done = subprocess.run([sys.executable, script], env=environment, capture_output=True, text=True, timeout=300)
+    path = Path(__file__).with_name(script)
+    done = subprocess.run([sys.executable, path], env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-2000:]
-    return [json.loads(line) for line in done.stdout.splitlines()]
+    return done.stdout.splitlines()
+
+
+@pytest.fixture(scope="module")
+def reports(tmp_path_factory):
+    return [json.loads(line) for line in output_of("sm90.py", tmp_path_factory.mktemp("triton"))]
+
+
+def test_what_processes_compiled_is_there_for_this_one(tmp_path):
+    compiled, found = output_of("forked.py", tmp_path)[-1].split()
+    assert int(compiled) == int(found) > 20
 
 
 def test_every_kernel_compiles(reports):

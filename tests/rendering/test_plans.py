@@ -1,7 +1,11 @@
 """A plan says what a render will need and touches nothing; what does not fit is refused with the option that does."""
 
+import json
 import shutil
+import subprocess
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,8 +18,10 @@ from wsigen.errors import SettingsError
 from wsigen.models.config import ModelConfig
 from wsigen.rendering import plan_render, render
 from wsigen.tiling.canvas import Canvas
-from wsigen.tiling.cost import _Peak, batch_cost
+from wsigen.tiling.cost import COSTS, _Peak, batch_cost, trace_shipped
 from wsigen.tiling.estimate import refuse_what_does_not_fit
+
+EXAMPLE = Path(__file__).parents[2] / "examples" / "slide_masks.tif"
 
 
 @pytest.fixture(scope="module")
@@ -131,3 +137,22 @@ def test_four_workers_paint_the_same_pixels_into_a_canvas_elsewhere(tiny_model, 
         )
     one, four = (Canvas.open(tmp_path / f"c{n}").read_region(0, 0, 600, 500, require=True)[0] for n in (1, 4))
     assert np.array_equal(one, four)
+
+
+def test_listed_costs_are_those_that_are_traced():
+    listed, traced = json.loads(COSTS.read_text()), trace_shipped()
+    assert listed.keys() == traced.keys(), "write them anew: python -m wsigen.tiling.cost"
+    for name, cost in traced.items():
+        assert (cost["maps"], cost["step"]) == (listed[name]["maps"], listed[name]["step"]), name
+        assert cost["peak_bytes"] == pytest.approx(listed[name]["peak_bytes"], rel=0.05), name  # by torch's version
+
+
+def test_planning_imports_neither_what_traces_networks_nor_clusters(tmp_path):
+    """Each takes seconds of every start."""
+    script = (
+        "import sys; from wsigen.rendering import plan_render; "
+        f"plan_render({str(EXAMPLE)!r}, {str(tmp_path / 's.svs')!r}).projection; "
+        "print([name for name in ('torch._dynamo', 'sympy', 'distributed') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

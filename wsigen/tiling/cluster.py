@@ -13,21 +13,15 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
-import torch
-
-from wsigen.cores import available_cores
 from wsigen.devices import DeviceChoice, choose_device
 from wsigen.errors import SettingsError, WsigenError
 from wsigen.tiling.plan import Task
 from wsigen.tiling.spec import environment
-from wsigen.tiling.studio import fixed_threads, loaders_for, new_crew
+from wsigen.tiling.studio import fixed_threads, new_crew, tasks_at_once
 from wsigen.tiling.workshop import Job, Workshop
 
 if TYPE_CHECKING:
     from distributed import Client
-
-TASKS_PER_PROCESS = 3  # one reads, one paints, one writes
-TASKS_PER_GPU = 6  # a batch takes it less time than its task takes to be read and written
 
 
 class Painters(Protocol):
@@ -142,13 +136,3 @@ class _LocalPainters:
 
     def check(self) -> None:
         pass
-
-
-def tasks_at_once(device: str, lanes: int) -> int:
-    """Tasks in flight in one process."""
-    return TASKS_PER_GPU if torch.device(device).type == "cuda" else TASKS_PER_PROCESS + lanes - 1
-
-
-def new_loaders(processes: int) -> int:
-    """Threads of one of so many processes on this machine that read ahead."""
-    return loaders_for(available_cores() // processes)

@@ -18,10 +18,9 @@ from distributed import Client, Nanny, Scheduler, SpecCluster, Worker, WorkerPlu
 
 from wsigen.errors import ClusterError, SettingsError, WsigenError
 from wsigen.tiling.batches import Crew
-from wsigen.tiling.cluster import new_loaders, tasks_at_once
 from wsigen.tiling.plan import Task
 from wsigen.tiling.spec import INTRA_OP_THREADS
-from wsigen.tiling.studio import TaskResult, lanes_for, loaders_for
+from wsigen.tiling.studio import TaskResult, lanes_for, loaders_for, new_loaders, tasks_at_once
 from wsigen.tiling.workshop import Job, Workshop
 
 RETRIES = 3  # of a task whose worker died or whose file system failed

@@ -21,12 +21,11 @@ from wsigen.errors import SettingsError
 from wsigen.masks.conditions import HALO, Surroundings
 from wsigen.models.config import ModelConfig
 from wsigen.tiling.canvas import CanvasPanels
-from wsigen.tiling.cluster import tasks_at_once
 from wsigen.tiling.cost import BatchCost, batch_cost
 from wsigen.tiling.grid import BlockGrid, Colour
 from wsigen.tiling.painter import WindowJob
 from wsigen.tiling.spec import PaintSpec
-from wsigen.tiling.studio import cache_bytes, fixed_threads, lanes_for, load_model, make_painter
+from wsigen.tiling.studio import cache_bytes, fixed_threads, lanes_for, load_model, make_painter, tasks_at_once
 from wsigen.tiling.survey import windows_by_colour
 
 PROCESS_BYTES = 700 << 20  # Python, torch and the libraries of a process on a CPU

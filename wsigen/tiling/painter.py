@@ -42,7 +42,7 @@ from wsigen.models.recorded import Recorded
 from wsigen.models.stain import StainStyle
 from wsigen.tiling.rows import RowCheck, Verdict, equal_rows, rows_are_equal
 
-COMPILERS = 16  # threads that compile kernels; each also waits for an assembler and a C compiler
+COMPILERS = 16  # processes that compile kernels, at most: a painter has some seventy
 RECORDED_STEPS = 100  # up to so many a batch is one CUDA graph; longer ones keep a GPU busy without
 
 
@@ -261,16 +261,17 @@ class Painter:
             if self.device.type == "cuda" and "triton" in (norm.BACKEND, attention.BACKEND):
                 # Processes take turns: what the first one compiles lies in Triton's cache for the others.
                 with one_process_at_a_time("compiling"):
-                    self._compile(equal)
+                    self._compile(equal, recall(name) is None)
             verdict = Verdict(**known) if known else self._check(equal)
             if not known:
                 remember(name, asdict(verdict))
             self._verdicts[kinds] = verdict
 
-    def _compile(self, equal: BatchTensors) -> None:
+    def _compile(self, equal: BatchTensors, first: bool) -> None:
         from wsigen_kernels.compiling import compile_ahead
 
-        compile_ahead(lambda: self._compute(*equal), self.device, min(COMPILERS, 2 * available_cores()))
+        processes = min(COMPILERS, available_cores()) if first else 0
+        compile_ahead(lambda: self._compute(*equal), self.device, processes)
 
     def _check(self, equal: BatchTensors) -> Verdict:
         """Run with equal rows and find a way for every operation that does not keep them equal.

@@ -28,6 +28,8 @@ from wsigen.tiling.plan import Task
 from wsigen.tiling.spec import INTRA_OP_THREADS, PaintSpec
 
 LOADERS = (4, 6)  # threads of a process that read ahead of the model, at least and at most: Python runs one at a time
+TASKS_PER_PROCESS = 3  # one reads, one paints, one writes
+TASKS_PER_GPU = 6  # a batch takes it less time than its task takes to be read and written
 GPU_CACHE_BYTES = 1 << 30  # what two rows of blocks of 30,000 px hold, so that a GPU does not wait for it again
 
 
@@ -243,6 +245,16 @@ def loaders_for(cores: int) -> int:
     """Threads that read for a process with so many cores."""
     least, most = LOADERS
     return min(max(cores, least), most)
+
+
+def tasks_at_once(device: str, lanes: int) -> int:
+    """Tasks in flight in one process."""
+    return TASKS_PER_GPU if torch.device(device).type == "cuda" else TASKS_PER_PROCESS + lanes - 1
+
+
+def new_loaders(processes: int) -> int:
+    """Threads of one of so many processes on this machine that read ahead."""
+    return loaders_for(available_cores() // processes)
 
 
 def cache_bytes(device: str) -> int:
