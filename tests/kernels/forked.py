@@ -1,9 +1,5 @@
 """Compile the kernels for an H100 or H200 in two processes, then here; run as a script. Prints how many were there."""
 
-import warnings
-
-warnings.simplefilter("ignore")
-
 import sm90
 import torch
 import triton
