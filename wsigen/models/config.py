@@ -11,11 +11,14 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
+
 from wsigen.diffusion.guidance import is_guided
 from wsigen.errors import ModelError, SettingsError
 from wsigen.masks.classes import ClassTable
 from wsigen.masks.synthesis.limits import NucleusLimits
 from wsigen.models.stain import StainStyle, StyleRange
+from wsigen.models.stain_response import StainResponse
 
 CONFIG_FILE = "config.json"
 
@@ -74,6 +77,7 @@ class ModelConfig:
     final_step: float = 1.0  # length of the last denoising step in lengths of the others, which are even; (0, 1]
     unet: UNetConfig = field(default_factory=UNetConfig)
     style_range: StyleRange = field(default_factory=StyleRange)
+    stain_response: StainResponse | None = None  # what it paints of the stain that it is told, where that was measured
     styles: tuple[StainStyle, ...] = ()
     default_style: str = ""
     limits: tuple[NucleusLimits, ...] = ()  # of a mask model: what nuclei of each class are like
@@ -114,6 +118,21 @@ class ModelConfig:
                 return style
         known = ", ".join(style.name for style in self.styles) or "none"
         raise ModelError(f"model {self.name!r} has no style {wanted!r}; its styles are: {known}")
+
+    def told_stain(self, vector: np.ndarray) -> np.ndarray:
+        """What the network is told (..., 6) float32 so that it paints a style's numbers (..., 6), or nearly these."""
+        if self.stain_response is None:
+            return self.style_range.normalise(vector)
+        asked = self.style_range.scaled(vector)
+        return self.stain_response.told(asked, self.style_range.clamp).astype(np.float32)
+
+    def painted_stain(self, vector: np.ndarray) -> np.ndarray:
+        """The numbers (..., 6) that are to be expected of a painting in a style of ``vector`` (..., 6).
+
+        Without a measured response: those that the network can be told.
+        """
+        told = self.told_stain(vector)
+        return self.style_range.unscaled(self.stain_response.painted(told) if self.stain_response else told)
 
     def fitted_solver(self, num_inference_steps: int) -> tuple[tuple[float, float, float], ...]:
         """Coefficients of the fitted solver of so many steps; none where there is no such solver."""
@@ -164,6 +183,8 @@ class ModelConfig:
             shape: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in data["unet"].items()}
             data["unet"] = UNetConfig(**shape)
             data["style_range"] = StyleRange.from_config(data["style_range"])
+            if response := data.get("stain_response"):
+                data["stain_response"] = StainResponse(tuple(tuple(map(float, row)) for row in response["rows"]))
             data["styles"] = tuple(StainStyle.from_config(entry) for entry in data["styles"])
             data["limits"] = tuple(NucleusLimits(**entry) for entry in data.get("limits", ()))
             data["response"] = tuple(data.get("response", ()))
