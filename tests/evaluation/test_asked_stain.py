@@ -12,9 +12,9 @@ from drawn import picture
 
 from wsigen.cli import main
 from wsigen.errors import DataError
-from wsigen.evaluation.asked_stain import NAMES, density_sums, pooled, slopes
+from wsigen.evaluation.asked_stain import density_sums, pooled, slopes
 from wsigen.models.config import ModelConfig
-from wsigen.models.stain import measure_style
+from wsigen.models.stain import STYLE_NUMBERS, measure_style
 
 SMALL = ("--windows", 4, "--styles", 12, "--device", "cpu")
 
@@ -60,7 +60,7 @@ def test_slopes_are_of_painted_over_asked_numbers():
 def test_the_report_holds_asked_and_painted_numbers(evaluated):
     out, _, output = evaluated
     report = json.loads((out / "report.json").read_text())
-    assert [row["number"] for row in report["slopes"]["rows"]] == list(NAMES)
+    assert [row["number"] for row in report["slopes"]["rows"]] == list(STYLE_NUMBERS)
     rows = report["sources"]["rows"]
     assert {row["source image"] for row in rows} == {"e", "f", "g"}
     assert {row["numbers"] for row in rows} == {"asked", "painted before", "painted", "expected"}

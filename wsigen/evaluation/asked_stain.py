@@ -27,13 +27,12 @@ from wsigen.models.conditioned import WindowInputs
 from wsigen.models.config import CONFIG_FILE, ModelConfig
 from wsigen.models.nasdm import NasdmModel
 from wsigen.models.registry import DEFAULT_MODEL, find_model
-from wsigen.models.stain import StainStyle, StyleRange, optical_density, tissue_pixels
+from wsigen.models.stain import STYLE_NUMBERS, StainStyle, StyleRange, optical_density, tissue_pixels
 from wsigen.models.stain_response import NUMBERS, StainResponse, fit_response
 from wsigen.training import manifest as folder_format
 from wsigen.training.patches import PatchBank
 from wsigen.training.settings import TrainSettings
 
-NAMES = ("mean red", "mean green", "mean blue", "deviation red", "deviation green", "deviation blue")
 CANDIDATES = tuple((degree, ridge) for degree in (1, 2) for ridge in (0.1, 0.3, 1.0, 3.0))
 LEAST_STYLES = 12  # fewer say nothing of coefficients
 SPREAD = 0.4  # variance that designed styles have in every direction, beside what the sources show
@@ -313,7 +312,7 @@ def choose_fit(measured: Measured) -> tuple[tuple[int, float], Section]:
     for degree, ridge in CANDIDATES:
         found = np.sqrt(np.square(measured.left_out_errors(degree, ridge)).mean(axis=0))
         errors.append(float(np.sqrt(np.square(found).mean())))
-        rows.append({"degree": degree, "ridge": ridge, "error": errors[-1]} | dict(zip(NAMES, found.tolist())))
+        rows.append({"degree": degree, "ridge": ridge, "error": errors[-1]} | dict(zip(STYLE_NUMBERS, found.tolist())))
     best = int(np.argmin(errors))
     says = (
         "Polynomials of first and second degree (with all products), by ridge. Error: root mean square of what a fit "
@@ -353,9 +352,11 @@ def _content(measured: Measured) -> Section:
         offsets.append((measured.painted(own) - everything).mean(axis=0))
         classes = masks.crops[torch.from_numpy(own).to(masks.crops.device), 3]
         share = float((classes > 0).float().mean())
-        rows.append({"masks of": name, "windows": int(own.sum()), "nuclei": share} | dict(zip(NAMES, offsets[-1])))
+        rows.append(
+            {"masks of": name, "windows": int(own.sum()), "nuclei": share} | dict(zip(STYLE_NUMBERS, offsets[-1]))
+        )
     spread = np.std(offsets, axis=0)
-    rows.append({"masks of": "deviation over source images"} | dict(zip(NAMES, spread.tolist())))
+    rows.append({"masks of": "deviation over source images"} | dict(zip(STYLE_NUMBERS, spread.tolist())))
     says = (
         "Painted numbers of each source image's masks less those of all masks, mean over the same styles, in "
         "deviations of the training slides; *nuclei* is their share of pixels. The response is that of all masks."
@@ -388,10 +389,10 @@ def _sources(
     for index, source in enumerate(sources):
         kinds = {"asked": asked, "painted before": before, "painted": after, "expected": expected}
         rows += [
-            {"source image": source.name, "numbers": kind} | dict(zip(NAMES, values[index].tolist()))
+            {"source image": source.name, "numbers": kind} | dict(zip(STYLE_NUMBERS, values[index].tolist()))
             for kind, values in kinds.items()
         ]
-    pairs_of = zip(NAMES, slopes(asked, before), slopes(asked, after), strict=True)
+    pairs_of = zip(STYLE_NUMBERS, slopes(asked, before), slopes(asked, after), strict=True)
     error = [np.sqrt(np.square(painted - asked).mean(axis=0)) for painted in (before, after)]
     table: list[Row] = [
         {"number": name, "slope before": one, "slope": other, "error before": error[0][i], "error": error[1][i]}
@@ -444,7 +445,7 @@ def _named(bench: _Bench, config: ModelConfig) -> Section:
     painted = pooled(bench.measure("painting named styles", config.told_stain(asked), windows))
     expected = config.painted_stain(asked)
     rows: list[Row] = [
-        {"style": style.name, "numbers": kind} | dict(zip(NAMES, values[index].tolist()))
+        {"style": style.name, "numbers": kind} | dict(zip(STYLE_NUMBERS, values[index].tolist()))
         for index, style in enumerate(config.styles)
         for kind, values in (("asked", asked), ("painted", painted), ("expected", expected))
     ]

@@ -17,10 +17,11 @@ from wsigen.diffusion.guidance import is_guided
 from wsigen.errors import ModelError, SettingsError
 from wsigen.masks.classes import ClassTable
 from wsigen.masks.synthesis.limits import NucleusLimits
-from wsigen.models.stain import StainStyle, StyleRange
+from wsigen.models.stain import STYLE_NUMBERS, StainStyle, StyleRange
 from wsigen.models.stain_response import StainResponse
 
 CONFIG_FILE = "config.json"
+OUT_OF_REACH = 0.25  # deviations of the training slides by which a painted stain may miss; less is hard to see
 
 
 @dataclass(frozen=True)
@@ -133,6 +134,18 @@ class ModelConfig:
         """
         told = self.told_stain(vector)
         return self.style_range.unscaled(self.stain_response.painted(told) if self.stain_response else told)
+
+    def stain_note(self, style: StainStyle) -> str | None:
+        """One line about a style that the network cannot paint, with the number it misses most; None if it can."""
+        expected, asked = self.painted_stain(np.array(style.vector)), np.array(style.vector)
+        missed = np.abs(self.style_range.scaled(expected) - self.style_range.scaled(asked))
+        worst = int(missed.argmax())
+        if missed[worst] <= OUT_OF_REACH:
+            return None
+        return (
+            f"style {style.name} is out of this model's reach; it is painted as near as the model can: "
+            f"{STYLE_NUMBERS[worst]} of optical density about {expected[worst]:.3f}, not {asked[worst]:.3f}"
+        )
 
     def fitted_solver(self, num_inference_steps: int) -> tuple[tuple[float, float, float], ...]:
         """Coefficients of the fitted solver of so many steps; none where there is no such solver."""

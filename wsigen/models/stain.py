@@ -21,6 +21,7 @@ from wsigen.errors import ModelError, SlideError
 if TYPE_CHECKING:
     import openslide
 
+STYLE_NUMBERS = ("mean red", "mean green", "mean blue", "deviation red", "deviation green", "deviation blue")
 TISSUE_MIN_OD = 0.06  # mean optical density above which a pixel counts as tissue; glass lies near 0.02
 MIN_GLASS_PIXELS = 1_000
 SAMPLE_TILES = 64
