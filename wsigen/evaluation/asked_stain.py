@@ -1,6 +1,7 @@
 """``wsigen evaluate stain``: the stain that is asked for against the stain that is painted, and a response to mend it.
 
-Windows of many source images are painted in many styles: those of the source images, and designed ones around them.
+Windows of many source images are painted in many styles: those of the source images, designed ones around them, and
+what a first fit would tell the network to get the sources' styles, so that the response is known best where it is used.
 Both sides are measured alike: means and deviations of optical density over tissue pixels, without JPEG. From this the
 network's response is fitted (:mod:`wsigen.models.stain_response`). Held-out source images then say what it is worth: in
 turn each is left out of the fit, with its style and its masks, and its style is asked for, without the response and
@@ -35,7 +36,8 @@ from wsigen.training.settings import TrainSettings
 
 CANDIDATES = tuple((degree, ridge) for degree in (1, 2) for ridge in (0.1, 0.3, 1.0, 3.0))
 LEAST_STYLES = 12  # fewer say nothing of coefficients
-SPREAD = 0.4  # variance that designed styles have in every direction, beside what the sources show
+SPREAD = 0.15  # variance that designed styles have in every direction, beside what the sources show
+FIRST_FIT = (1, 1.0)  # degree and ridge of the fit that says what to paint in the second round
 SHOWN = 8
 GLASS = StainStyle("").glass_rgb
 Progress = Callable[[str, int, int], None]  # what, done, of how many
@@ -150,6 +152,16 @@ class Measured:
         """Normalised numbers (K, 6) over these windows, all for None."""
         return self.range.scaled(pooled(self.sums if windows is None else self.sums[:, windows]))
 
+    def with_more(self, told: np.ndarray, sums: np.ndarray) -> Measured:
+        """With what was painted of other inputs (S, 6) for the styles of the source images, in their order."""
+        names = self.of_source[self.of_source != ""]
+        return replace(
+            self,
+            told=np.concatenate([self.told, told]),
+            of_source=np.concatenate([self.of_source, names]),
+            sums=np.concatenate([self.sums, sums]),
+        )
+
     def fit(self, degree: int, ridge: float, without: str = "") -> StainResponse:
         """The response, of what has nothing to do with one source image: neither its style nor its masks."""
         kept = (self.of_source != without) | (self.of_source == "")
@@ -157,9 +169,9 @@ class Measured:
         return fit_response(self.told[kept], self.painted(windows)[kept], degree, ridge)
 
     def left_out_errors(self, degree: int, ridge: float) -> np.ndarray:
-        """For each source image what a response that has not seen it says of its style, less what was painted: (S, 6).
+        """What responses that have not seen a source image say of its inputs, less what was painted: (S, 6).
 
-        Both over the masks of the other source images.
+        Both over the masks of the other source images; each has the input of its style, and that of the second round.
         """
         errors = []
         for number in np.flatnonzero(self.of_source != ""):
@@ -189,6 +201,8 @@ def evaluate_stain(settings: StainEvaluation, progress: Progress = lambda what, 
     everything = np.arange(len(masks.sources))
     sums = bench.measure("painting to fit", told, everything)
     measured = Measured(told, np.array([name for _, name in chosen]), sums, masks, config.style_range)
+    inverse = inverse_styles(measured, sources)
+    measured = measured.with_more(inverse, bench.measure("painting to fit, second round", inverse, everything))
     (degree, ridge), section = choose_fit(measured)
     report.add(section)
     report.add(_content(measured))
@@ -225,18 +239,19 @@ def _check(settings: StainEvaluation, folder: Path, config: ModelConfig) -> None
 def write_config(folder: Path, config: ModelConfig, target: Path) -> None:
     """Write ``config`` to the model in ``folder`` itself, or to a new copy of it; no reader finds half of either."""
     same = target.resolve() == folder
-    partial_path = (target / CONFIG_FILE if same else target).with_suffix(".partial")
+    whole = target / CONFIG_FILE if same else target
+    part = whole.with_name(whole.name + ".partial")
     try:
         if same:
-            partial_path.write_text(config.to_json(), encoding="utf-8")
-            partial_path.replace(target / CONFIG_FILE)
-            return
-        shutil.rmtree(partial_path, ignore_errors=True)
-        shutil.copytree(folder, partial_path)
-        (partial_path / CONFIG_FILE).write_text(config.to_json(), encoding="utf-8")
-        partial_path.rename(target)
+            part.write_text(config.to_json(), encoding="utf-8")
+        else:
+            shutil.copytree(folder, part, dirs_exist_ok=True)
+            (part / CONFIG_FILE).write_text(config.to_json(), encoding="utf-8")
+        part.replace(whole)
     except OSError as error:
         raise ModelError(f"--write {target}: cannot be written ({error.strerror}); name another folder") from error
+    finally:  # of what failed or was stopped
+        part.unlink(missing_ok=True) if same else shutil.rmtree(part, ignore_errors=True)
 
 
 def read_masks(settings: StainEvaluation, window: int, device: torch.device) -> tuple[Masks, list[Source]]:
@@ -286,8 +301,8 @@ def _places(bank: PatchBank, window: int, drawn: set[str], wanted: int) -> list[
 def choose_styles(config: ModelConfig, sources: Sequence[Source], count: int) -> list[tuple[np.ndarray, str]]:
     """Inputs to paint with, (6,) each, and whose style each is: "" for designed ones.
 
-    All held-out sources, training sources for up to half of ``count``, the rest designed: quasi-random (Sobol) normal
-    points about the sources, which vary as these do and a little in every direction, clamped as inputs are.
+    All held-out sources, training sources for up to half of ``count``; the rest are designed: quasi-random (Sobol)
+    normal points about the sources, which vary as these do and a little in every direction, clamped as inputs are.
     """
     from scipy.stats import norm, qmc
 
@@ -303,6 +318,15 @@ def choose_styles(config: ModelConfig, sources: Sequence[Source], count: int) ->
     points = norm.ppf(np.clip(draws, 1e-3, 1 - 1e-3)) @ np.linalg.cholesky(covariance).T + known.mean(axis=0)
     designed = np.clip(points[: max(0, count - len(chosen))], -limits.clamp, limits.clamp)
     return [*chosen, *((row.astype(np.float32), "") for row in designed)]
+
+
+def inverse_styles(measured: Measured, sources: Sequence[Source]) -> np.ndarray:
+    """What a first fit, without the source image itself, tells the network for each of the styles painted: (S, 6)."""
+    vectors = {source.name: measured.range.scaled(np.array(source.style.vector)) for source in sources}
+    names = measured.of_source[measured.of_source != ""].tolist()
+    fits = [measured.fit(*FIRST_FIT, name) for name in names]
+    told = [fit.told(vectors[name], measured.range.clamp) for fit, name in zip(fits, names, strict=True)]
+    return np.array(told, np.float32)
 
 
 def choose_fit(measured: Measured) -> tuple[tuple[int, float], Section]:
@@ -330,7 +354,7 @@ def _setup(masks: Masks, sources: Sequence[Source], settings: StainEvaluation) -
         "side, px": masks.crops.shape[-1],
         "source images of windows": len(set(masks.sources.tolist())),
         "held-out styles": sum(source.held_out for source in sources),
-        "styles to fit": settings.styles,
+        "styles, first round": settings.styles,
         "JPEG": "none",
     }
     says = (

@@ -126,7 +126,9 @@ def _short(value: Any) -> str:
 @click.option("--model", default="", help="Name of a shipped painter, or folder of one. [default: the shipped one]")
 @click.option("--write", type=PATH, help="Write the response too: to the model's own folder, or to a new copy of it.")
 @click.option("--windows", type=click.IntRange(2), default=64, show_default=True, help="Masks that are painted.")
-@click.option("--styles", type=int, default=64, show_default=True, help="That the response is fitted to.")
+@click.option(
+    "--styles", type=int, default=64, show_default=True, help="Of a first round, whose fit chooses those of a second."
+)
 @click.option("--window", type=click.IntRange(32), help="Side of a window, px. [default: the model's]")
 @click.option("--steps", type=click.IntRange(1, 1000), help="Denoising steps. [default: the model's]")
 @click.option("--guidance-scale", type=float, help="1 is off. [default: the model's]")

@@ -18,7 +18,7 @@ AFFINE_TERMS = 1 + NUMBERS
 QUADRATIC_TERMS = AFFINE_TERMS + NUMBERS * (NUMBERS + 1) // 2
 # Inputs that paint nearly the same differ little in error: this weight picks the one nearest to the asked style, where
 # the network has been trained.
-PULL = 0.05
+PULL = 0.1
 DECIMALS = 5  # of an input: finer differences are those of one linear algebra library to another
 
 
