@@ -62,7 +62,7 @@ def test_the_report_holds_asked_and_painted_numbers(evaluated):
     report = json.loads((out / "report.json").read_text())
     assert [row["number"] for row in report["slopes"]["rows"]] == list(STYLE_NUMBERS)
     rows = report["sources"]["rows"]
-    assert {row["source image"] for row in rows} == {"e", "f", "g"}
+    assert {row["style"] for row in rows} == {"e", "f", "g"}
     assert {row["numbers"] for row in rows} == {"asked", "painted before", "painted", "expected"}
     assert all(np.isfinite(row["mean green"]) for row in rows)
     assert report["setup"]["rows"][0]["windows"] == 4 and report["setup"]["rows"][0]["of held-out images"] == 2

@@ -74,7 +74,7 @@ class Masks:
 
 @dataclass(frozen=True)
 class Source:
-    """A source image: its name, its style as measured, and whether it is of the validation side."""
+    """A source image, or a named style of the model: its style as measured, and whether it is held out."""
 
     name: str
     style: StainStyle
@@ -194,6 +194,7 @@ def evaluate_stain(settings: StainEvaluation, progress: Progress = lambda what, 
     masks, sources = read_masks(settings, settings.window or config.window, device)
     report = Report(settings.out, "Stains asked for and painted", _command(settings), settings.overwrite)
     bench = _Bench(settings, load_painter(str(folder), choice), masks, progress)
+    sources = with_named(config, sources)
     held_out = [source for source in sources if source.held_out]
     report.add(_setup(masks, sources, settings))
     chosen = choose_styles(config, sources, settings.styles)
@@ -208,8 +209,9 @@ def evaluate_stain(settings: StainEvaluation, progress: Progress = lambda what, 
     report.add(_content(measured))
     response = measured.fit(degree, ridge)
     responses = [measured.fit(degree, ridge, source.name) for source in held_out]
-    for section in _sources(bench, held_out, responses, report, measured):
-        report.add(section)
+    found = _ask(bench, held_out, responses, measured)
+    report.add(_slopes(found, masks.held_out))
+    report.add(_sources(bench, held_out, found, report))
     mended = replace(config, stain_response=response)
     report.add(_named(bench, mended))
     if settings.write is not None:
@@ -298,20 +300,33 @@ def _places(bank: PatchBank, window: int, drawn: set[str], wanted: int) -> list[
     return found
 
 
+def with_named(config: ModelConfig, sources: Sequence[Source]) -> list[Source]:
+    """The sources, and the model's named styles in place of the training images that they are of."""
+    named = [Source(f"style {style.name}", style, False) for style in config.styles]
+    vectors = [np.array(source.style.vector) for source in named]
+
+    def is_named(source: Source) -> bool:
+        return any(np.allclose(source.style.vector, vector, atol=1e-4) for vector in vectors)
+
+    kept = [source for source in sources if source.held_out or not is_named(source)]
+    return [source for source in kept if source.held_out] + named + [s for s in kept if not s.held_out]
+
+
 def choose_styles(config: ModelConfig, sources: Sequence[Source], count: int) -> list[tuple[np.ndarray, str]]:
     """Inputs to paint with, (6,) each, and whose style each is: "" for designed ones.
 
-    All held-out sources, training sources for up to half of ``count``; the rest are designed: quasi-random (Sobol)
-    normal points about the sources, which vary as these do and a little in every direction, clamped as inputs are.
+    All held-out sources and named styles, training images for up to half of ``count``; the rest are designed:
+    quasi-random (Sobol) normal points about the sources, which vary as these do and a little in every direction,
+    clamped as inputs are.
     """
     from scipy.stats import norm, qmc
 
     limits = config.style_range
-    held_out = [source for source in sources if source.held_out]
-    training = [source for source in sources if not source.held_out]
-    room = min(len(training), max(0, count // 2 - len(held_out)))
-    training = [training[i] for i in np.linspace(0, len(training) - 1, room).astype(int)] if room else []
-    chosen = [(limits.normalise(np.array(source.style.vector)), source.name) for source in [*held_out, *training]]
+    always = sum(source.held_out for source in sources) + len(config.styles)  # these come first
+    first, training = list(sources[:always]), sources[always:]
+    room = min(len(training), max(0, count // 2 - always))
+    first += [training[i] for i in np.linspace(0, len(training) - 1, room).astype(int)] if room else []
+    chosen = [(limits.normalise(np.array(source.style.vector)), source.name) for source in first]
     known = np.array([limits.normalise(np.array(source.style.vector)) for source in sources], np.float64)
     covariance = (np.cov(known.T) if len(known) > NUMBERS else np.eye(NUMBERS)) + SPREAD * np.eye(NUMBERS)
     draws = qmc.Sobol(NUMBERS, rng=0).random_base2(max(1, int(np.ceil(np.log2(max(2, count))))))
@@ -397,50 +412,74 @@ def slopes(asked: np.ndarray, painted: np.ndarray) -> list[float | None]:
     return [float(value) if enough else None for value, enough in zip(found, spread > 1e-12)]
 
 
-def _sources(
-    bench: _Bench, sources: Sequence[Source], responses: Sequence[StainResponse], report: Report, measured: Measured
-) -> list[Section]:
-    """Held-out styles, each asked for without a response and with one that has not seen its source image."""
-    limits, windows = measured.range, np.flatnonzero(measured.masks.held_out)
+@dataclass(frozen=True)
+class _Asked:
+    """Styles that were asked for, (S, 6) each: asked, told, expected of it, and painted over some masks or all."""
+
+    names: tuple[str, ...]
+    asked: np.ndarray
+    told: np.ndarray
+    expected: np.ndarray
+    before: np.ndarray  # sums (S, N, 7), without a response
+    after: np.ndarray
+
+
+def _ask(bench: _Bench, sources: Sequence[Source], responses: Sequence[StainResponse], measured: Measured) -> _Asked:
+    """Paint held-out styles, each as the response tells that has not seen its source image."""
+    limits = measured.range
     asked = np.array([source.style.vector for source in sources])
     own = [int(np.flatnonzero(measured.of_source == source.name)[0]) for source in sources]
-    before = pooled(measured.sums[own][:, windows])
-    pairs = zip(responses, asked, strict=True)
+    pairs = list(zip(responses, asked, strict=True))
     told = np.array([response.told(limits.scaled(vector), limits.clamp) for response, vector in pairs])
-    after = pooled(bench.measure("painting held-out styles", told, windows))
     expected = limits.unscaled(np.array([r.painted(row) for r, row in zip(responses, told, strict=True)]))
-    rows: list[Row] = []
-    for index, source in enumerate(sources):
-        kinds = {"asked": asked, "painted before": before, "painted": after, "expected": expected}
-        rows += [
-            {"source image": source.name, "numbers": kind} | dict(zip(STYLE_NUMBERS, values[index].tolist()))
-            for kind, values in kinds.items()
-        ]
-    pairs_of = zip(STYLE_NUMBERS, slopes(asked, before), slopes(asked, after), strict=True)
-    error = [np.sqrt(np.square(painted - asked).mean(axis=0)) for painted in (before, after)]
-    table: list[Row] = [
-        {"number": name, "slope before": one, "slope": other, "error before": error[0][i], "error": error[1][i]}
-        for i, (name, one, other) in enumerate(pairs_of)
+    after = bench.measure("painting held-out styles", told, np.arange(len(measured.masks.sources)))
+    names = tuple(source.name for source in sources)
+    return _Asked(names, asked, told, expected, measured.sums[own], after)
+
+
+def _slopes(found: _Asked, held_out: np.ndarray) -> Section:
+    """Slopes and errors of the six numbers over all masks, and slopes over those of held-out images."""
+    before, after = pooled(found.before), pooled(found.after)
+    columns: dict[str, Sequence[float | None]] = {
+        "slope before": slopes(found.asked, before),
+        "slope": slopes(found.asked, after),
+        "error before": np.sqrt(np.square(before - found.asked).mean(axis=0)).tolist(),
+        "error": np.sqrt(np.square(after - found.asked).mean(axis=0)).tolist(),
+        "slope before, held-out masks": slopes(found.asked, pooled(found.before[:, held_out])),
+        "slope, held-out masks": slopes(found.asked, pooled(found.after[:, held_out])),
+    }
+    rows: list[Row] = [
+        {"number": name} | {column: values[i] for column, values in columns.items()}
+        for i, name in enumerate(STYLE_NUMBERS)
     ]
-    picture = report.picture("stains", _shown(bench, sources, told, windows))
+    says = (
+        "Slope of the painted number over the asked one, over held-out source images (1 is right), and root mean "
+        "square of their difference: without the response (before), and with one fitted without the source image, "
+        "neither its style nor its masks. Over all masks, and over those of held-out images alone."
+    )
+    return Section("slopes", "Asked and painted", says, rows)
+
+
+def _styles_table(names: Sequence[str], kinds: dict[str, np.ndarray]) -> list[Row]:
+    """A row for each style and kind of its six numbers."""
     return [
-        Section(
-            "slopes",
-            "Asked and painted",
-            "Slope of the painted number over the asked one, over held-out source images (1 is right), and root mean "
-            "square of their difference: without the response (before), and with one fitted without the source image.",
-            table,
-        ),
-        Section(
-            "sources",
-            "Held-out styles",
-            f"Each asked for over the same {len(windows)} masks of held-out images. Expected is what the response "
-            "says; where that is not what is asked, the style is out of the network's reach. The picture: real windows "
-            "of source images that hold one; one mask in each style before; the same with the response.",
-            rows,
-            pictures=[picture],
-        ),
+        {"style": name, "numbers": kind} | dict(zip(STYLE_NUMBERS, values[index].tolist()))
+        for index, name in enumerate(names)
+        for kind, values in kinds.items()
     ]
+
+
+def _sources(bench: _Bench, sources: Sequence[Source], found: _Asked, report: Report) -> Section:
+    """The held-out styles one by one, and a picture of them."""
+    kinds = {"asked": found.asked, "painted before": pooled(found.before), "painted": pooled(found.after)}
+    rows = _styles_table(found.names, kinds | {"expected": found.expected})
+    picture = report.picture("stains", _shown(bench, sources, found.told, np.flatnonzero(bench.masks.held_out)))
+    says = (
+        "Each asked for over all masks. Expected is what the response says; where that is not what is asked, the style "
+        "is out of the network's reach. The picture: real windows of source images that hold one; one mask in each "
+        "style before; the same with the response."
+    )
+    return Section("sources", "Held-out styles", says, rows, pictures=[picture])
 
 
 def _shown(bench: _Bench, sources: Sequence[Source], told: np.ndarray, windows: np.ndarray) -> np.ndarray:
@@ -462,18 +501,16 @@ def _shown(bench: _Bench, sources: Sequence[Source], told: np.ndarray, windows: 
 
 def _named(bench: _Bench, config: ModelConfig) -> Section:
     """The model's own named styles: what is asked, and what is painted with the response."""
-    windows = np.flatnonzero(bench.masks.held_out)
     asked = np.array([style.vector for style in config.styles]).reshape(-1, NUMBERS)
     if not len(asked):
         return Section("styles", "Named styles", "The model names none.")
-    painted = pooled(bench.measure("painting named styles", config.told_stain(asked), windows))
-    expected = config.painted_stain(asked)
-    rows: list[Row] = [
-        {"style": style.name, "numbers": kind} | dict(zip(STYLE_NUMBERS, values[index].tolist()))
-        for index, style in enumerate(config.styles)
-        for kind, values in (("asked", asked), ("painted", painted), ("expected", expected))
-    ]
-    return Section("styles", "Named styles", "With the response that was fitted to all source images.", rows)
+    everything = np.arange(len(bench.masks.sources))
+    painted = pooled(bench.measure("painting named styles", config.told_stain(asked), everything))
+    kinds = {"asked": asked, "painted": painted, "expected": config.painted_stain(asked)}
+    rows = _styles_table([style.name for style in config.styles], kinds)
+    notes = [note for style in config.styles if (note := config.stain_note(style))]
+    says = "Over all masks, with the response that was fitted to all source images."
+    return Section("styles", "Named styles", says, rows, [f"{note[0].upper()}{note[1:]}." for note in notes])
 
 
 def _command(settings: StainEvaluation) -> dict[str, object]:
