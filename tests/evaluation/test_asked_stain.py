@@ -98,6 +98,7 @@ def test_what_paints_with_the_response_can_be_measured_again(evaluated, data, tm
     ("arguments", "says"),
     [
         (("--styles", 5), "--styles 5: a response needs 12 or more"),
+        (("--window", 66), "--window 66: must be a multiple of"),
         (("--window", 256), "no held-out picture holds a window of 256 px"),
         (("--write", "{tmp}/there"), "exists and is not the model's folder"),
         (("--write", "{tmp}/missing/model"), "does not exist; make it first"),
@@ -112,6 +113,29 @@ def test_what_cannot_be_done_is_refused_before_painting(data, painter, tmp_path,
     assert result.exit_code == 2 and says in result.output, result.output
     assert len(result.output.strip().splitlines()) == 1
     assert not out.exists()
+
+
+def test_pictures_of_one_source_image_are_too_few(data, painter, tmp_path):
+    alone, out = tmp_path / "alone", tmp_path / "report"
+    shutil.copytree(data, alone)
+    manifest = json.loads((alone / "manifest.json").read_text())
+    manifest["images"] = [entry for entry in manifest["images"] if entry["group"] == "e"]
+    (alone / "manifest.json").write_text(json.dumps(manifest))
+    result = run("evaluate", "stain", "--data", alone, "-o", out, "--model", painter, *SMALL)
+    assert result.exit_code == 2 and "one source image alone holds windows of 64 px" in result.output, result.output
+    assert not out.exists()
+
+
+def test_held_out_pictures_are_enough(data, painter, tmp_path):
+    """Training pictures, which are many, may be left out of the folder."""
+    held_out, out = tmp_path / "held-out", tmp_path / "report"
+    shutil.copytree(data, held_out)
+    manifest = json.loads((held_out / "manifest.json").read_text())
+    manifest["images"] = [entry for entry in manifest["images"] if entry["split"] == "val"]
+    (held_out / "manifest.json").write_text(json.dumps(manifest))
+    result = run("evaluate", "stain", "--data", held_out, "-o", out, "--model", painter, *SMALL)
+    assert result.exit_code == 0, result.output
+    assert json.loads((out / "report.json").read_text())["setup"]["rows"][0]["of held-out images"] == 3
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="the superuser may write anywhere")

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from wsigen.devices import choose_device
 from wsigen.errors import DataError, ModelError, SettingsError
-from wsigen.evaluation.material import PaintOptions, crop_inputs, load_painter, paint_windows
+from wsigen.evaluation.material import PaintOptions, check_window, crop_inputs, load_painter, paint_windows
 from wsigen.evaluation.report import Report, Row, Section, sheet
 from wsigen.models.conditioned import WindowInputs
 from wsigen.models.config import CONFIG_FILE, ModelConfig
@@ -91,7 +91,7 @@ def density_sums(patches: np.ndarray) -> np.ndarray:
         density = optical_density(patch).reshape(-1, 3)
         tissue = density[tissue_pixels(density)].astype(np.float64)
         sums.append([len(tissue), *tissue.sum(axis=0), *np.square(tissue).sum(axis=0)])
-    return np.array(sums)
+    return np.array(sums, np.float64).reshape(-1, 1 + NUMBERS)
 
 
 def pooled(sums: np.ndarray) -> np.ndarray:
@@ -191,9 +191,11 @@ def evaluate_stain(settings: StainEvaluation, progress: Progress = lambda what, 
     _check(settings, folder, config)
     choice = choose_device(settings.device)
     device = torch.device(choice.device)
-    masks, sources = read_masks(settings, settings.window or config.window, device)
+    model, window = load_painter(str(folder), choice), settings.window or config.window
+    check_window(model, window)
+    masks, sources = read_masks(settings, window, device)
     report = Report(settings.out, "Stains asked for and painted", _command(settings), settings.overwrite)
-    bench = _Bench(settings, load_painter(str(folder), choice), masks, progress)
+    bench = _Bench(settings, model, masks, progress)
     sources = with_named(config, sources)
     held_out = [source for source in sources if source.held_out]
     report.add(_setup(masks, sources, settings))
@@ -278,6 +280,10 @@ def read_masks(settings: StainEvaluation, window: int, device: torch.device) -> 
             held_out += [side == "val"] * len(image)
     if not any(held_out):
         raise DataError(f"{settings.data}: no held-out picture holds a window of {window} px; take a smaller --window")
+    if len(set(names)) < 2:
+        raise DataError(
+            f"{settings.data}: one source image alone holds windows of {window} px; a fit needs two or more"
+        )
     return Masks(torch.cat(crops), np.array(names), np.array(held_out)), sources
 
 
@@ -466,12 +472,15 @@ def _own_masks(found: _Asked, masks: Masks) -> Section:
     values: list[list[np.ndarray]] = [[], [], []]
     for index, name in enumerate(found.names):
         own = np.flatnonzero(~masks.without(name))
-        if not len(own):
-            continue
         crops = masks.crops[torch.from_numpy(own).to(masks.crops.device), :3].permute(0, 2, 3, 1).cpu().numpy()
         kinds = (density_sums(crops), found.before[index, own], found.after[index, own])
-        for kept, sums in zip(values, kinds, strict=True):
-            kept.append(pooled(sums))
+        if all(sums[:, 0].any() for sums in kinds):  # windows with tissue
+            for kept, sums in zip(values, kinds, strict=True):
+                kept.append(pooled(sums))
+    if not values[0]:
+        return Section(
+            "own", "Held-out styles on their own masks", "None of the held-out images' windows holds tissue."
+        )
     real, before, after = (np.array(kept) for kept in values)
     errors = [np.sqrt(np.square(painted - real).mean(axis=0)) for painted in (before, after)]
     pairs = zip(STYLE_NUMBERS, slopes(real, before), slopes(real, after), strict=True)

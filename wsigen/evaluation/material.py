@@ -184,14 +184,19 @@ def paint_windows(
     for part in numbers.split(PAINT_BATCH[device.device]):
         given = inputs(part)
         window = given.planes.shape[-1]
-        if window % model.unet.size_multiple:
-            raise SettingsError(f"--window {window}: must be a multiple of {model.unet.size_multiple} for this model")
+        check_window(model, window)
         noise = partial(_noise, options.seed, part, window)
         pixels = denoise(model, schedule, sampler, given, noise(-1), noise, options.guidance_scale)
         pixels = ((pixels + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
         painted.append(pixels.permute(0, 2, 3, 1).cpu().numpy())
         tick(len(part))
     return np.concatenate(painted)
+
+
+def check_window(model: NasdmModel, window: int) -> None:
+    """Raise SettingsError for a side that the network cannot take."""
+    if window % model.unet.size_multiple:
+        raise SettingsError(f"--window {window}: must be a multiple of {model.unet.size_multiple} for this model")
 
 
 def _noise(seed: int, numbers: torch.Tensor, window: int, step: int) -> torch.Tensor:
