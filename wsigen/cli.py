@@ -310,6 +310,8 @@ class Display:
         """Print which slide of a series begins."""
         self.kept = plan.out.parent
         self.console.print(f"{plan.out.name}: {plan.projection.painted:,} windows to paint", markup=False)
+        if note := plan.config.stain_note(plan.spec.style):
+            self.console.print(f"note: {note}", markup=False)
 
     def on_slide(self, entry: SlideEntry, ended: int, total: int) -> None:
         """Move the bar of slides."""

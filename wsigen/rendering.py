@@ -162,7 +162,7 @@ class RenderPlan:
         return [self.picture, self.record, *labels] + [self.resampled_mask] * self.resamples
 
     def describe(self) -> list[str]:
-        """Two lines for people: the model and its terms; the mask and what it holds."""
+        """Lines for people: the model and its terms; the mask and what it holds; notes of what looks wrong."""
         config, summary, spec = self.config, self.summary, self.spec
         model = (
             f"model {config.name} v{config.version} ({config.terms or config.licence or 'own weights'}), style "
@@ -175,7 +175,8 @@ class RenderPlan:
             mask += f"; painted at {spec.mpp:g} um/px, {self.grid.width:,} x {self.grid.height:,} px"
         if self.rect:
             mask += f"; painted: {self.rect.width:,} x {self.rect.height:,} px at ({self.rect.x}, {self.rect.y})"
-        return [model, mask] + ([f"note: {summary.hint}"] if summary.hint else [])
+        notes = (summary.hint, config.stain_note(spec.style))
+        return [model, mask] + [f"note: {note}" for note in notes if note]
 
 
 @dataclass(frozen=True)

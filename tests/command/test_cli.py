@@ -2,9 +2,11 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +20,7 @@ from wsigen.cli import main
 from wsigen.masks.demo import write_demo_mask
 from wsigen.models.config import ModelConfig
 from wsigen.models.nasdm import NasdmModel
+from wsigen.models.stain_response import StainResponse
 
 
 @pytest.fixture(scope="module")
@@ -79,6 +82,32 @@ def test_a_slide_is_painted_again_from_its_record(model: Path, mask: Path, tmp_p
     (tmp_path / "a.json").write_text(json.dumps(record))
     code, text = run("render", "--from", tmp_path / "a.json", "-o", tmp_path / "c.svs")
     assert code == 2 and "mask_sha256" in text and not (tmp_path / "c.svs").exists()
+
+
+def test_a_record_holds_the_stain_that_was_asked_for_whatever_the_network_is_told(
+    model: Path, mask: Path, tmp_path: Path
+) -> None:
+    mended, config = tmp_path / "mended", ModelConfig.load(model)
+    shutil.copytree(model, mended)
+    rows = tuple(tuple(0.1 if column == 0 else 0.6 * (column == row + 1) for column in range(7)) for row in range(6))
+    (mended / "config.json").write_text(replace(config, stain_response=StainResponse(rows)).to_json())
+    for name, folder in (("plain", model), ("a", mended)):
+        code, text = run("render", mask, "-o", tmp_path / f"{name}.svs", "--model", folder, "--device", "cpu")
+        assert code == 0, text
+    assert not np.array_equal(level0(tmp_path / "plain.svs"), level0(tmp_path / "a.svs"))
+    plain, record = (json.loads((tmp_path / f"{name}.json").read_text()) for name in ("plain", "a"))
+    assert record["paint"]["style"] == plain["paint"]["style"] == config.style().to_config()
+    assert record["run"]["style"] == plain["run"]["style"]
+    assert record["run"]["model_sha256"] != plain["run"]["model_sha256"]
+    record["model_name"] = str(mended)  # the tiny network does not ship
+    (tmp_path / "a.json").write_text(json.dumps(record))
+    code, text = run("render", "--from", tmp_path / "a.json", "-o", tmp_path / "b.svs")
+    assert code == 0, text
+    assert np.array_equal(level0(tmp_path / "a.svs"), level0(tmp_path / "b.svs"))
+    record["model_name"] = str(model)  # the same weights without the response paint other pixels
+    (tmp_path / "a.json").write_text(json.dumps(record))
+    code, text = run("render", "--from", tmp_path / "a.json", "-o", tmp_path / "c.svs")
+    assert code == 2 and "model_sha256" in text
 
 
 def test_seeds_and_styles_change_the_slide_and_nothing_else_does(model: Path, mask: Path, tmp_path: Path) -> None:

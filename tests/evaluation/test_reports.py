@@ -3,6 +3,7 @@
 import csv
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,7 @@ from wsigen.evaluation.slide import painted_grid
 from wsigen.masks.slide_mask import write_slide_mask
 from wsigen.masks.window import MaskWindow
 from wsigen.models.config import ModelConfig
+from wsigen.models.stain_response import StainResponse
 from wsigen.slides.metadata import SlideMetadata
 from wsigen.slides.svs import write_svs
 
@@ -270,12 +272,18 @@ def test_a_study_compares_arms_and_resumes(data, painter, tmp_path):
 
 def test_a_fitted_solver_is_the_painters_from_then_on(little_data, painter, tmp_path):
     folder, small = tmp_path / "fitted", tmp_path / "small.tif"
-    fit = ("distill", "--method", "solver", "--model", painter, "--data", little_data, "--device", "cpu", "-o", folder)
+    source = tmp_path / "source"
+    shutil.copytree(painter, source)
+    rows = tuple(tuple(0.6 * (column == row + 1) for column in range(7)) for row in range(6))
+    mended = replace(ModelConfig.load(painter), stain_response=StainResponse(rows))
+    (source / "config.json").write_text(mended.to_json())
+    fit = ("distill", "--method", "solver", "--model", source, "--data", little_data, "--device", "cpu", "-o", folder)
     result = run(*fit, "--steps", 2, "--steps", 3)
     assert result.exit_code == 0 and "2 steps: mean squared error" in result.output, result.output
     config = ModelConfig.load(folder)
     assert config.sampler == "fitted" and [len(plan) for plan in config.fitted] == [2, 3]
     assert config.sampler_for(3) == "fitted" and config.sampler_for(5) == "unipc"
+    assert config.stain_response is None, "it was measured with another solver"
     for part in Path(painter).glob("*.safetensors"):
         assert (folder / part.name).read_bytes() == part.read_bytes()
     result = run(*fit, "--steps", 2)

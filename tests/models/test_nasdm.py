@@ -16,6 +16,7 @@ from wsigen.models.config import PRESETS, ModelConfig, UNetConfig
 from wsigen.models.denoise import denoise
 from wsigen.models.nasdm import NasdmModel, weights_sha256
 from wsigen.models.stain import StainStyle, StyleRange
+from wsigen.models.stain_response import StainResponse
 
 TINY = ModelConfig.preset("tiny")
 PAPER = replace(
@@ -59,6 +60,22 @@ def test_a_configuration_reads_back_equal(name):
         default_style="pale",
     )
     assert ModelConfig.from_json(config.to_json()) == config
+
+
+def test_a_stain_response_reads_back_equal_and_a_model_without_one_has_none():
+    rows = tuple((0.1, *(0.5 if column == row else 0.0 for column in range(6))) for row in range(6))
+    config = replace(TINY, stain_response=StainResponse(rows))
+    assert ModelConfig.from_json(config.to_json()) == config
+    data = json.loads(TINY.to_json())
+    assert data.pop("stain_response") is None
+    assert ModelConfig.from_json(json.dumps(data)) == TINY
+
+
+@pytest.mark.parametrize("rows", [[], [[1.0] * 7] * 5, [[1.0] * 8] * 6, [[1.0] * 7] * 5 + [[1.0] * 28], "rows"])
+def test_a_stain_response_of_another_shape_is_refused_by_name(rows):
+    text = json.dumps({**json.loads(TINY.to_json()), "stain_response": {"rows": rows}})
+    with pytest.raises(ModelError, match=r"somewhere\.json is not a model configuration"):
+        ModelConfig.from_json(text, "somewhere.json")
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,8 @@ from wsigen.cli import main
 from wsigen.config import RenderSettings
 from wsigen.errors import SettingsError
 from wsigen.models.config import ModelConfig
+from wsigen.models.stain import StainStyle
+from wsigen.models.stain_response import StainResponse
 from wsigen.rendering import plan_render, render
 from wsigen.tiling.canvas import Canvas
 from wsigen.tiling.cost import COSTS, _Peak, batch_cost, trace_shipped
@@ -37,6 +39,22 @@ def test_plan_prints_and_touches_nothing(tiny_model, demo_mask_path, tmp_path):
     for word in ("windows: 99", "by colour", "are glass", "blocks:", "host memory", "disk:", "PFLOP", "time: about"):
         assert word in result.output
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_plan_says_of_a_stain_out_of_reach_by_how_much(tiny_model, demo_mask_path, tmp_path):
+    config, command = ModelConfig.load(tiny_model), ["render", str(demo_mask_path), "--plan", "--device", "cpu"]
+    identity = tuple(tuple(float(column == row + 1) for column in range(7)) for row in range(6))
+    tar = StainStyle("tar", (0.9, *config.styles[0].vector[1:]))
+    for number, response in enumerate((None, StainResponse(identity))):
+        folder = tmp_path / str(number)
+        shutil.copytree(tiny_model, folder)
+        mended = replace(config, stain_response=response, styles=(*config.styles, tar))
+        (folder / "config.json").write_text(mended.to_json())
+        plain = CliRunner().invoke(main, [*command, "--model", str(folder)])
+        assert plain.exit_code == 0 and "out of this model's reach" not in plain.output, plain.output
+        noted = CliRunner().invoke(main, [*command, "--model", str(folder), "--style", "tar"])
+        assert "note: style tar is out of this model's reach" in noted.output
+        assert "mean red of optical density about 0.395, not 0.900" in noted.output  # 2.5 deviations above the mean
 
 
 def test_windows_are_blended_over_three_eighths_of_their_overlap_unless_said(tiny_model, demo_mask_path):

@@ -10,6 +10,7 @@ from wsigen.errors import SettingsError
 from wsigen.masks.conditions import derive_conditions, read_surroundings
 from wsigen.masks.slide_mask import SlideMask
 from wsigen.models.nasdm import NasdmModel
+from wsigen.models.stain_response import StainResponse
 from wsigen.tiling.painter import Painter, WindowJob, from_uint8, to_uint8
 from wsigen.tiling.studio import fixed_threads, make_painter
 
@@ -97,6 +98,22 @@ def test_context_style_mask_and_seed_all_matter(spec, model, painter, job_at):
         ):
             assert not np.array_equal(other.paint([job_at(8, 8)]), plain)
         assert np.array_equal(make_painter(replace(spec, guidance_scale=1.0), model).paint([job_at(8, 8)]), plain)
+
+
+def test_the_network_is_told_what_yields_the_stain_that_is_asked_for(spec, model, job_at):
+    """The response says: half of every number is painted. So a network is told twice as much as is asked for."""
+    limits = model.config.style_range
+    half = tuple(tuple(0.5 * (column == row + 1) for column in range(7)) for row in range(6))
+    asked, twice = (limits.unscaled(np.full(6, value)) for value in (0.6, 1.2))
+    follows = NasdmModel(replace(model.config, stain_response=StainResponse(half)))
+    follows.load_state_dict(model.state_dict())
+    follows = follows.eval().to(memory_format=torch.channels_last)
+    with fixed_threads():
+        with_response = make_painter(replace(spec, style=replace(spec.style, vector=tuple(asked))), follows)
+        without = make_painter(replace(spec, style=replace(spec.style, vector=tuple(twice))), model)
+        torch.testing.assert_close(with_response.style, without.style, atol=0.02, rtol=0)
+        same = make_painter(replace(spec, style=replace(spec.style, vector=tuple(asked))), model)
+        assert not np.array_equal(with_response.paint([job_at(8, 8)]), same.paint([job_at(8, 8)]))
 
 
 @pytest.mark.parametrize(("sampler", "eta"), [("ddpm", 0.0), ("ddim", 1.0), ("unipc", 0.0)])

@@ -4,6 +4,7 @@ import csv
 import json
 import math
 import os
+import shutil
 import signal
 from dataclasses import replace
 
@@ -13,9 +14,10 @@ import pyvips
 import torch
 
 from wsigen.errors import DataError, SettingsError
-from wsigen.models.config import PRESETS
+from wsigen.models.config import PRESETS, ModelConfig
 from wsigen.models.nasdm import NasdmModel
 from wsigen.models.stain import StyleRange
+from wsigen.models.stain_response import StainResponse
 from wsigen.training import manifest as folder_format
 from wsigen.training.corrupt import Corruptor, context_mask
 from wsigen.training.denoising import pixel_weights
@@ -142,6 +144,16 @@ def test_fine_tuning_starts_from_a_model_and_keeps_its_configuration(data, finis
     assert tuned.config == first.config
     for name, value in first.state_dict().items():
         torch.testing.assert_close(tuned.state_dict()[name], value, rtol=0, atol=1e-6)
+
+
+def test_a_stain_response_ends_with_the_weights_that_it_was_measured_of(data, finished, tmp_path):
+    config = ModelConfig.load(finished / "model")
+    rows = tuple(tuple(0.6 * (column == row + 1) for column in range(7)) for row in range(6))
+    shutil.copytree(finished / "model", tmp_path / "mended")
+    (tmp_path / "mended" / "config.json").write_text(replace(config, stain_response=StainResponse(rows)).to_json())
+    settings = replace(SETTINGS, initial_model=str(tmp_path / "mended"), phases=(Phase((32,), (2,), 1),))
+    train(settings, data, tmp_path / "tuned", device="cpu", report=lambda _: None)
+    assert ModelConfig.load(tmp_path / "tuned" / "model") == config
 
 
 def test_a_run_leaves_log_checkpoint_settings_and_a_model(finished):

@@ -210,7 +210,7 @@ def read_area(mask: SlideMask, model: NasdmModel, size: int, window: int, overla
     glass = there(conditions.glass)[:, None].float()
     style = config.style()
     white = torch.tensor(style.glass_rgb, device=device).float()[None, :, None, None] / 127.5 - 1
-    vector = torch.from_numpy(config.style_range.normalise(np.array(style.vector)))[None].to(device)
+    vector = torch.from_numpy(config.told_stain(np.array(style.vector)))[None].to(device)
     return Area(planes, glass, white * glass, vector, axis.margin, axis.length)
 
 

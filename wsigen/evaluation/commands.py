@@ -121,6 +121,40 @@ def _short(value: Any) -> str:
     return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
+@evaluate.command("stain")
+@click.option("--data", required=True, type=PATH, help="Training folder: masks, and styles of its source images.")
+@click.option("-o", "--out", required=True, type=PATH, help="Report folder to write.")
+@click.option("--model", default="", help="Name of a shipped painter, or folder of one. [default: the shipped one]")
+@click.option("--write", type=PATH, help="Write the response too: to the model's own folder, or to a new copy of it.")
+@click.option("--windows", type=click.IntRange(2), default=64, show_default=True, help="Masks that are painted.")
+@click.option(
+    "--styles", type=int, default=64, show_default=True, help="Of a first round, whose fit chooses those of a second."
+)
+@click.option("--window", type=click.IntRange(32), help="Side of a window, px. [default: the model's]")
+@click.option("--steps", type=click.IntRange(1, 1000), help="Denoising steps. [default: the model's]")
+@click.option("--guidance-scale", type=float, help="1 is off. [default: the model's]")
+@click.option("--seed", type=int, default=0, show_default=True)
+@click.option("--device", type=DEVICES, default="auto", show_default=True)
+@click.option("--overwrite", is_flag=True, help="Replace an existing report.")
+def evaluate_stain(**options: Any) -> None:
+    """Compare the stain that is painted with the stain that is asked for, and fit what mends the difference.
+
+    The response, what the network paints of the stain that it is told, is written to the model's config.json with
+    --write. Painting then tells the network what yields the stain that is asked for.
+    """
+    from wsigen.evaluation.asked_stain import StainEvaluation
+    from wsigen.evaluation.asked_stain import evaluate_stain as run
+    from wsigen.evaluation.material import PaintOptions
+
+    paint = PaintOptions(**{name: options.pop(name) for name in ("steps", "guidance_scale", "seed")})
+    written = options["write"]
+    with _bars(f"{options['out']} holds the sections that were done; no model was changed") as show:
+        report = run(StainEvaluation(paint=paint, **options), show)
+    _conclude(report)
+    if written is not None:
+        click.echo(f"wrote the response to {written}; next: wsigen render MASK --model {written}")
+
+
 @evaluate.command("masks")
 @click.argument("real", type=PATH)
 @click.argument("sampled", type=PATH, required=False)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -159,43 +160,66 @@ def paint_patches(
 
     Clear glass is pinned, as in rendering. The noise of a patch depends on its number and the seed alone.
     """
-    config = model.config
-    window = material.crops.planes.shape[-1]
-    if window % model.unet.size_multiple:
-        raise SettingsError(f"--window {window}: must be a multiple of {model.unet.size_multiple} for this model")
     numbers = np.arange(len(material.patches)) if which is None else np.asarray(which)
-    where = material.bank.device
+    inputs = partial(material_inputs, model.config, material)
+    return paint_windows(model, inputs, torch.from_numpy(numbers).to(material.bank.device), options, device, tick)
+
+
+def paint_windows(
+    model: NasdmModel,
+    inputs: Callable[[torch.Tensor], WindowInputs],
+    numbers: torch.Tensor,
+    options: PaintOptions,
+    device: DeviceChoice,
+    tick: Tick = lambda n: None,
+) -> np.ndarray:
+    """Paint the windows of these ``numbers`` (N,), whose conditions ``inputs`` gives: (N, W, W, 3) uint8.
+
+    The noise of a window depends on its number and the seed alone.
+    """
+    config = model.config
     schedule = NoiseSchedule.from_name(config.schedule, config.schedule_steps)
     sampler = model_sampler(config, schedule, options.steps or config.num_inference_steps, options.sampler or "")
-    batch = PAINT_BATCH[device.device]
     painted = []
-    for start in range(0, len(numbers), batch):
-        part = torch.from_numpy(numbers[start : start + batch]).to(where)
-        inputs = material_inputs(config, material, part)
-        place, origin = part * ON_THE_GRID, torch.zeros_like(part)
-
-        def noise(step: int, x: torch.Tensor = place, y: torch.Tensor = origin) -> torch.Tensor:
-            return coordinate_normals(options.seed, x, y, window, window, step, device=where)
-
-        def fresh(step: int, noise: Callable[[int], torch.Tensor] = noise) -> torch.Tensor:
-            return noise(step + 1)
-
-        pixels = denoise(model, schedule, sampler, inputs, noise(0), fresh, options.guidance_scale)
+    for part in numbers.split(PAINT_BATCH[device.device]):
+        given = inputs(part)
+        window = given.planes.shape[-1]
+        check_window(model, window)
+        noise = partial(_noise, options.seed, part, window)
+        pixels = denoise(model, schedule, sampler, given, noise(-1), noise, options.guidance_scale)
         pixels = ((pixels + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
         painted.append(pixels.permute(0, 2, 3, 1).cpu().numpy())
         tick(len(part))
     return np.concatenate(painted)
 
 
+def check_window(model: NasdmModel, window: int) -> None:
+    """Raise SettingsError for a side that the network cannot take."""
+    if window % model.unet.size_multiple:
+        raise SettingsError(f"--window {window}: must be a multiple of {model.unet.size_multiple} for this model")
+
+
+def _noise(seed: int, numbers: torch.Tensor, window: int, step: int) -> torch.Tensor:
+    """Fresh noise of a solver's step, or for -1 what painting starts from: (B, 3, W, W)."""
+    origin = torch.zeros_like(numbers)
+    return coordinate_normals(seed, numbers * ON_THE_GRID, origin, window, window, step + 1, device=numbers.device)
+
+
 def material_inputs(config: ModelConfig, material: Material, which: torch.Tensor | None = None) -> WindowInputs:
     """What the painter of ``config`` is told of patches (those numbered ``which``): mask, style, clear glass."""
     part = slice(None) if which is None else which
-    normalised, _, glass = material.bank.style_tensors(config.style_range)
-    bytes_, group = material.crops.planes[part], material.crops.group[part]
-    planes = condition_planes(bytes_[:, 3], bytes_[:, 4] & 1, bytes_[:, 5], len(config.classes))
-    known = (bytes_[:, 7:8] > 0).float()
-    white = (glass[group].round() / 127.5 - 1)[:, :, None, None]
-    return WindowInputs(planes, white * known, known, normalised[group])
+    _, raw, glass = material.bank.style_tensors(config.style_range)
+    told = torch.from_numpy(config.told_stain(raw.cpu().numpy())).to(raw.device)
+    planes, group = material.crops.planes[part], material.crops.group[part]
+    return crop_inputs(config, planes, told[group], glass[group])
+
+
+def crop_inputs(config: ModelConfig, crops: torch.Tensor, told: torch.Tensor, glass: torch.Tensor) -> WindowInputs:
+    """Conditions of raw crops (B, 8, W, W): what is told of their stain (B, 6), and their glass white (B, 3)."""
+    planes = condition_planes(crops[:, 3], crops[:, 4] & 1, crops[:, 5], len(config.classes))
+    known = (crops[:, 7:8] > 0).float()
+    white = (glass.round() / 127.5 - 1)[:, :, None, None]
+    return WindowInputs(planes, white * known, known, told)
 
 
 def load_painter(name: str, device: DeviceChoice) -> NasdmModel:

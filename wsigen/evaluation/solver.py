@@ -63,7 +63,9 @@ def fit_painter(
         plan, before, after = fit(predict, schedule, timesteps, noise, inputs.known.bool())
         fitted[count] = tuple((step.x, step.x0, step.x0_previous) for step in plan)
         report(f"{count} steps: mean squared error {before:.5f} with UniPC, {after:.5f} fitted")
-    config = replace(painter.config, sampler="fitted", fitted=tuple(fitted[count] for count in sorted(fitted)))
+    plans = tuple(fitted[count] for count in sorted(fitted))
+    # The stain response was measured with another solver: `wsigen evaluate stain` measures it again.
+    config = replace(painter.config, sampler="fitted", fitted=plans, stain_response=None)
     partial = out.with_name(out.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     shutil.copytree(find_model(model), partial)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.stats import wasserstein_distance
 
-from wsigen.models.stain import TISSUE_MIN_OD, optical_density
+from wsigen.models.stain import optical_density, tissue_pixels
 
 CHANNELS = ("red", "green", "blue")
 SAMPLES = 200_000
@@ -33,7 +33,7 @@ class StainStatistics:
         rng = np.random.default_rng(seed)
         for patch in patches:
             density = optical_density(patch).reshape(-1, 3)
-            tissue = density[density.mean(1) > TISSUE_MIN_OD]
+            tissue = density[tissue_pixels(density)]
             if len(tissue) < len(density) // 10:
                 continue
             means.append(tissue.mean(0))

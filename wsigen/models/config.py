@@ -11,14 +11,18 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
+
 from wsigen.choices import SamplerName
 from wsigen.diffusion.guidance import is_guided
 from wsigen.errors import ModelError, SettingsError
 from wsigen.masks.classes import ClassTable
 from wsigen.masks.synthesis.limits import NucleusLimits
-from wsigen.models.stain import StainStyle, StyleRange
+from wsigen.models.stain import STYLE_NUMBERS, StainStyle, StyleRange
+from wsigen.models.stain_response import StainResponse
 
 CONFIG_FILE = "config.json"
+OUT_OF_REACH = 0.25  # deviations of the training slides by which a painted stain may miss; less is hard to see
 
 
 @dataclass(frozen=True)
@@ -75,6 +79,7 @@ class ModelConfig:
     final_step: float = 1.0  # length of the last denoising step in lengths of the others, which are even; (0, 1]
     unet: UNetConfig = field(default_factory=UNetConfig)
     style_range: StyleRange = field(default_factory=StyleRange)
+    stain_response: StainResponse | None = None  # what it paints of the stain that it is told, where that was measured
     styles: tuple[StainStyle, ...] = ()
     default_style: str = ""
     limits: tuple[NucleusLimits, ...] = ()  # of a mask model: what nuclei of each class are like
@@ -115,6 +120,33 @@ class ModelConfig:
                 return style
         known = ", ".join(style.name for style in self.styles) or "none"
         raise ModelError(f"model {self.name!r} has no style {wanted!r}; its styles are: {known}")
+
+    def told_stain(self, vector: np.ndarray) -> np.ndarray:
+        """What the network is told (..., 6) float32 so that it paints a style's numbers (..., 6), or nearly these."""
+        if self.stain_response is None:
+            return self.style_range.normalise(vector)
+        asked = self.style_range.scaled(vector)
+        return self.stain_response.told(asked, self.style_range.clamp).astype(np.float32)
+
+    def painted_stain(self, vector: np.ndarray) -> np.ndarray:
+        """The numbers (..., 6) that are to be expected of a painting in a style of ``vector`` (..., 6).
+
+        Without a measured response: those that the network can be told.
+        """
+        told = self.told_stain(vector)
+        return self.style_range.unscaled(self.stain_response.painted(told) if self.stain_response else told)
+
+    def stain_note(self, style: StainStyle) -> str | None:
+        """One line about a style that the network cannot paint, with the number it misses most; None if it can."""
+        expected, asked = self.painted_stain(np.array(style.vector)), np.array(style.vector)
+        missed = np.abs(self.style_range.scaled(expected) - self.style_range.scaled(asked))
+        worst = int(missed.argmax())
+        if missed[worst] <= OUT_OF_REACH:
+            return None
+        return (
+            f"style {style.name} is out of this model's reach; it is painted as near as the model can: "
+            f"{STYLE_NUMBERS[worst]} of optical density about {expected[worst]:.3f}, not {asked[worst]:.3f}"
+        )
 
     def fitted_solver(self, num_inference_steps: int) -> tuple[tuple[float, float, float], ...]:
         """Coefficients of the fitted solver of so many steps; none where there is no such solver."""
@@ -165,6 +197,8 @@ class ModelConfig:
             shape: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in data["unet"].items()}
             data["unet"] = UNetConfig(**shape)
             data["style_range"] = StyleRange.from_config(data["style_range"])
+            if response := data.get("stain_response"):
+                data["stain_response"] = StainResponse(tuple(tuple(map(float, row)) for row in response["rows"]))
             data["styles"] = tuple(StainStyle.from_config(entry) for entry in data["styles"])
             data["limits"] = tuple(NucleusLimits(**entry) for entry in data.get("limits", ()))
             data["response"] = tuple(data.get("response", ()))

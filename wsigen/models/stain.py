@@ -22,6 +22,7 @@ from wsigen.pictures import load_picture
 if TYPE_CHECKING:
     import openslide
 
+STYLE_NUMBERS = ("mean red", "mean green", "mean blue", "deviation red", "deviation green", "deviation blue")
 TISSUE_MIN_OD = 0.06  # mean optical density above which a pixel counts as tissue; glass lies near 0.02
 MIN_GLASS_PIXELS = 1_000
 SAMPLE_TILES = 64
@@ -43,8 +44,15 @@ class StyleRange:
 
     def normalise(self, vector: np.ndarray) -> np.ndarray:
         """Map (..., 6) optical-density statistics to zero mean and unit deviation, clamped to the training range."""
-        z = (np.asarray(vector, np.float64) - np.asarray(self.mean)) / np.asarray(self.std)
-        return np.clip(z, -self.clamp, self.clamp).astype(np.float32)
+        return np.clip(self.scaled(vector), -self.clamp, self.clamp).astype(np.float32)
+
+    def scaled(self, vector: np.ndarray) -> np.ndarray:
+        """Map (..., 6) optical-density statistics to zero mean and unit deviation, float64, not clamped."""
+        return (np.asarray(vector, np.float64) - np.asarray(self.mean)) / np.asarray(self.std)
+
+    def unscaled(self, normalised: np.ndarray) -> np.ndarray:
+        """Inverse of :meth:`scaled`: optical-density statistics (..., 6), float64."""
+        return np.asarray(normalised, np.float64) * np.asarray(self.std) + np.asarray(self.mean)
 
     @classmethod
     def from_config(cls, data: dict[str, Any]) -> StyleRange:
@@ -85,6 +93,11 @@ def optical_density(rgb: np.ndarray) -> np.ndarray:
     return table.astype(np.float32)[rgb]
 
 
+def tissue_pixels(density: np.ndarray) -> np.ndarray:
+    """Which pixels of optical density (..., 3) count as tissue in a stain style: bool (...)."""
+    return density.mean(axis=-1) > TISSUE_MIN_OD
+
+
 def measure_style(rgb: np.ndarray, glass: np.ndarray, name: str, known: np.ndarray | None = None) -> StainStyle:
     """Measure the stain style of ``rgb`` (..., 3) uint8, over the pixels where ``known`` (...) is true.
 
@@ -93,7 +106,7 @@ def measure_style(rgb: np.ndarray, glass: np.ndarray, name: str, known: np.ndarr
     Raises ModelError when fewer than 10,000 pixels look like tissue.
     """
     od = optical_density(rgb.reshape(-1, 3) if known is None else rgb[known])
-    tissue = od.mean(axis=1) > TISSUE_MIN_OD
+    tissue = tissue_pixels(od)
     if int(tissue.sum()) < MIN_TISSUE_PIXELS:
         raise ModelError(
             f"only {int(tissue.sum())} pixels look like tissue; a stain style needs {MIN_TISSUE_PIXELS} or more"

@@ -123,7 +123,7 @@ class Painter:
         self.device = _numbered(torch.device(device))
         self.dtype = dtype
         self.glass_rgb = np.array(style.glass_rgb, np.uint8)
-        vector = torch.from_numpy(config.style_range.normalise(np.asarray(style.vector)))
+        vector = torch.from_numpy(config.told_stain(np.asarray(style.vector)))
         self.style = vector.to(self.device, dtype).expand(batch_size, -1).contiguous()
         self._glass = torch.from_numpy(self.glass_rgb).to(self.device)
         self._gains = density_gains(config.response, self.device)

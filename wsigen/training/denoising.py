@@ -49,6 +49,8 @@ class DenoisingTrainer(Trainer):
         settings = self.settings
         if settings.initial_model:
             model = NasdmModel.from_pretrained(settings.initial_model).requires_grad_(True)
+            # Measured of weights that training changes: `wsigen evaluate stain` measures the trained model again.
+            model.config = replace(model.config, stain_response=None)
         else:
             model = NasdmModel(self.configure(manifest))
         self.config = model.config
