@@ -6,6 +6,7 @@
     python benchmarks/painting.py edges --data data --run 4 --run 4:1
     python benchmarks/painting.py tones --data data
     python benchmarks/painting.py spots slide.svs
+    python benchmarks/painting.py styles examples/slide_masks.tif -o styles.png
 
 A run is ``[SAMPLER:]STEPS[:GUIDANCE]``; what is left out is the model's.
 
@@ -27,11 +28,12 @@ import torch
 from PIL import Image
 from scipy import ndimage
 
+import wsigen
 from wsigen.devices import choose_device
 from wsigen.evaluation.material import Material, PaintOptions, load_painter, paint_patches, real_patches
 from wsigen.evaluation.stain import CHANNELS
 from wsigen.models.nasdm import NasdmModel
-from wsigen.models.registry import DEFAULT_MODEL
+from wsigen.models.registry import DEFAULT_MODEL, load_config
 from wsigen.models.stain import TISSUE_MIN_OD, optical_density
 
 GAP = 4  # px between rows of the sheet
@@ -40,6 +42,7 @@ EDGE = 4  # px of a window's edge that are not looked at
 WHITE = 215  # of 255 in every channel: a pixel of glass or of a lumen
 WHITEST = 0.3  # share of white pixels above which a window has few nuclei for another reason
 THRESHOLDS = (2000, 1000)
+GAP = 4  # px between pictures
 DISTANCES = (0, 4, 8, 12, 16, 20, 24, 32, 48, 64)  # px from a window's edge
 
 
@@ -221,6 +224,28 @@ def tone_row(style: str, run: str, found: np.ndarray, own: np.ndarray) -> str:
     slopes = [np.polyfit(own[:, channel], found[:, channel], 1)[0] for channel in range(3)]
     parts = " | ".join(f"{d:.3f} | {s:.2f}" for d, s in zip(found.std(0), slopes))
     return f"| {style} | {run} | {parts} |"
+
+
+@main.command()
+@click.argument("mask", type=click.Path(path_type=Path))
+@click.option("-o", "--out", type=click.Path(path_type=Path), required=True)
+@click.option("--rect", nargs=4, type=int, default=(740, 300, 256, 256), show_default=True, help="x y width height.")
+@click.option("--columns", default=3, show_default=True)
+@click.pass_context
+def styles(context: click.Context, mask: Path, out: Path, rect: tuple[int, int, int, int], columns: int) -> None:
+    """Paint a part of a slide mask in every style of the model, side by side."""
+    options = context.parent.params if context.parent else {}
+    names = [style.name for style in load_config(options["model"]).styles]
+    x, y, width, height = rect
+    rows = -(-len(names) // columns)
+    sheet = np.full((rows * (height + GAP) - GAP, columns * (width + GAP) - GAP, 3), 255, np.uint8)
+    for number, name in enumerate(names):
+        with wsigen.open_generated(mask, style=name, model=options["model"], device=options["device"]) as slide:
+            part = np.asarray(slide.read_region((x, y), 0, (width, height)).convert("RGB"))
+        top, left = number // columns * (height + GAP), number % columns * (width + GAP)
+        sheet[top : top + height, left : left + width] = part
+    Image.fromarray(sheet).save(out)
+    click.echo(f"{out}: {', '.join(names)}")
 
 
 @main.command()

@@ -15,6 +15,7 @@ import signal
 import warnings
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from contextvars import ContextVar
 from typing import Any
 
@@ -34,7 +35,7 @@ def launch(kernel: Any, grid: tuple[int, ...], *arguments: Any, **options: Any) 
         launches.add(kernel, grid, arguments, options)
 
 
-def compile_ahead(work: Callable[[], object], device: torch.device, processes: int, threads: int = 8) -> int:
+def compile_ahead(work: Callable[[], object], device: torch.device, processes: int, threads: int = 16) -> int:
     """Compile the kernels that ``work`` launches on a CUDA ``device``; return their number.
 
     ``work`` runs once, and what its kernels would have written stays undefined. ``processes`` compile at a time; 0
@@ -120,6 +121,7 @@ def compile_in_processes(sources: Sequence[Source], target: Any, processes: int)
 
     def compile_in_turn() -> None:
         import triton
+        from triton.runtime import driver
 
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that waits
         os.nice(5)
@@ -130,7 +132,9 @@ def compile_in_processes(sources: Sequence[Source], target: Any, processes: int)
             if number >= len(sources):
                 return
             source, options = sources[number]
-            triton.compile(source, target=target, options=options)
+            built = triton.compile(source, target=target, options=options)
+            with suppress(Exception):  # a launcher that fails here is built again where it is needed
+                driver.active.launcher_cls(built.src, built.metadata)
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # of forks beside threads: theirs are not used in the fork
