@@ -38,6 +38,7 @@ from wsigen.tiling.cluster import Machine, open_painters
 from wsigen.tiling.engine import Engine, Progress, Run, plan_blocks
 from wsigen.tiling.estimate import Projection, project, refuse_what_does_not_fit
 from wsigen.tiling.grid import BlockGrid, Rectangle, WindowGrid, usual_blend
+from wsigen.tiling.painter import compiles_first
 from wsigen.tiling.spec import PaintSpec, run_record
 from wsigen.tiling.survey import survey
 
@@ -175,7 +176,9 @@ class RenderPlan:
             mask += f"; painted at {spec.mpp:g} um/px, {self.grid.width:,} x {self.grid.height:,} px"
         if self.rect:
             mask += f"; painted: {self.rect.width:,} x {self.rect.height:,} px at ({self.rect.x}, {self.rect.y})"
-        notes = (summary.hint, config.stain_note(spec.style))
+        compiles = "kernels are compiled for this GPU first, once a machine: some seconds"
+        waits = self.scheduler is None and compiles_first(spec.device)
+        notes = (summary.hint, config.stain_note(spec.style), compiles if waits else "")
         return [model, mask] + [f"note: {note}" for note in notes if note]
 
 

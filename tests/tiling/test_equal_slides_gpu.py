@@ -217,3 +217,11 @@ def test_the_doctor_says_what_it_tried():
     )
     assert done.returncode == 0, done.stderr
     assert "rows of a batch of 64 windows of 256 px" in done.stdout
+
+
+def test_a_machine_that_has_compiled_nothing_says_so(mask, folder, monkeypatch):
+    settings = wsigen.config.RenderSettings(device="cuda")
+    monkeypatch.setenv("WSIGEN_CACHE", str(folder / "none"))
+    assert any("compiled" in line for line in plan_render(mask, folder / "new.svs", settings).describe())
+    monkeypatch.undo()
+    assert not any("compiled" in line for line in plan_render(mask, folder / "new.svs", settings).describe())

@@ -272,6 +272,7 @@ class Painter:
 
         processes = min(COMPILERS, available_cores()) if first else 0
         compile_ahead(lambda: self._compute(*equal), self.device, processes)
+        remember(_kernels_of(str(self.device)), True)
 
     def _check(self, equal: BatchTensors) -> Verdict:
         """Run with equal rows and find a way for every operation that does not keep them equal.
@@ -382,6 +383,19 @@ def _numbered(device: torch.device) -> torch.device:
 
 def _kinds(tensors: Sequence[Tensor]) -> Kinds:
     return tuple((tensor.shape, tensor.dtype) for tensor in tensors)
+
+
+def compiles_first(device: str) -> bool:
+    """Whether the first painter on a device will have to compile kernels: no process of this user has yet."""
+    on_gpu = torch.device(device).type == "cuda" and "triton" in (norm.BACKEND, attention.BACKEND)
+    return on_gpu and recall(_kernels_of(device)) is None
+
+
+def _kernels_of(device: str) -> str:
+    from wsigen.tiling.spec import environment
+
+    facts = json.dumps([environment(device), triton_version()], sort_keys=True)
+    return f"kernels-{hashlib.sha256(facts.encode()).hexdigest()[:24]}"
 
 
 def triton_version() -> str:
