@@ -12,15 +12,17 @@ import json
 import multiprocessing
 import os
 import signal
+import time
 import warnings
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from contextvars import ContextVar
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 
+POLL_SECONDS = 0.02
 PATIENCE_SECONDS = 120  # for processes that compile; what they have not done is compiled in this one
 
 _noting: ContextVar[_Launches | None] = ContextVar("wsigen_noting_launches", default=None)
@@ -111,43 +113,50 @@ def compile_in_processes(sources: Sequence[Source], target: Any, processes: int)
     """Compile for a target (Triton's GPUTarget) into the cache on disk, in ``processes`` forks of this process.
 
     A fork has all modules and sources in memory, and never touches the GPU: compiling needs none. Failures are not
-    reported: whoever launches such a kernel compiles it again and hears of them.
+    reported: whoever launches such a kernel compiles it again and hears of them. Where a system cannot fork, nothing
+    happens. (`multiprocessing` would refuse in a worker of Dask, which is a daemon.)
     """
-    try:
-        fork = multiprocessing.get_context("fork")
-    except ValueError:  # a system without
+    if not hasattr(os, "fork"):
         return
-    turn = fork.Value("i", 0)
+    turn = multiprocessing.get_context("fork").Value("i", 0)
+    children = []
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # of forks beside threads: theirs are not used in the fork
+        for _ in range(min(processes, len(sources))):
+            child = os.fork()
+            if child == 0:
+                _compile_in_turn(sources, target, turn)
+            children.append(child)
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    try:
+        while children and time.monotonic() < deadline:
+            children = [child for child in children if os.waitpid(child, os.WNOHANG)[0] == 0]
+            time.sleep(POLL_SECONDS)
+    finally:
+        for child in children:
+            os.kill(child, signal.SIGKILL)
+            os.waitpid(child, 0)
 
-    def compile_in_turn() -> None:
+
+def _compile_in_turn(sources: Sequence[Source], target: Any, turn: Any) -> NoReturn:
+    """Take sources in turn until there are none, in a fork; ends the process."""
+    try:
         import triton
         from triton.runtime import driver
 
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that waits
-        os.nice(5)
         while True:
             with turn.get_lock():
                 number = turn.value
                 turn.value += 1
             if number >= len(sources):
-                return
+                break
             source, options = sources[number]
-            built = triton.compile(source, target=target, options=options)
-            with suppress(Exception):  # a launcher that fails here is built again where it is needed
+            with suppress(Exception):  # what fails here is compiled again, and reported, where it is launched
+                built = triton.compile(source, target=target, options=options)
                 driver.active.launcher_cls(built.src, built.metadata)
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # of forks beside threads: theirs are not used in the fork
-        workers = [fork.Process(target=compile_in_turn, daemon=True) for _ in range(min(processes, len(sources)))]
-        for worker in workers:
-            worker.start()
-    try:
-        for worker in workers:
-            worker.join(PATIENCE_SECONDS)
     finally:
-        for worker in workers:
-            if worker.is_alive():
-                worker.kill()
+        os._exit(0)  # nothing of the process that was forked may run at its end
 
 
 def _as_tuple(value: Any) -> Any:
