@@ -111,7 +111,7 @@ def test_the_network_is_told_what_yields_the_stain_that_is_asked_for(spec, model
     with fixed_threads():
         with_response = make_painter(replace(spec, style=replace(spec.style, vector=tuple(asked))), follows)
         without = make_painter(replace(spec, style=replace(spec.style, vector=tuple(twice))), model)
-        torch.testing.assert_close(with_response.style, without.style, atol=0.02, rtol=0)
+        torch.testing.assert_close(with_response.style, without.style, atol=0.03, rtol=0)
         same = make_painter(replace(spec, style=replace(spec.style, vector=tuple(asked))), model)
         assert not np.array_equal(with_response.paint([job_at(8, 8)]), same.paint([job_at(8, 8)]))
 
