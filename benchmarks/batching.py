@@ -22,14 +22,14 @@ import torch
 
 from wsigen.models.config import ModelConfig
 from wsigen.models.registry import DEFAULT_MODEL, find_model
-from wsigen.tiling.batches import LARGEST_LOAD, Batcher, Crew, Load
-from wsigen.tiling.canvas import Canvas
-from wsigen.tiling.engine import Engine, Run, plan_blocks
-from wsigen.tiling.grid import BlockGrid, usual_blend
-from wsigen.tiling.plan import Task
-from wsigen.tiling.spec import PaintSpec, run_record
-from wsigen.tiling.studio import TaskResult, tasks_at_once
-from wsigen.tiling.workshop import Job
+from wsigen.painting.batching import LARGEST_LOAD, Batcher, Load, WorkerThreads
+from wsigen.painting.canvas import Canvas
+from wsigen.painting.grid import BlockGrid, usual_blend
+from wsigen.painting.process_worker import Job
+from wsigen.painting.scheduler import Run, TaskScheduler, plan_blocks
+from wsigen.painting.slide_worker import TaskResult, tasks_at_once
+from wsigen.painting.spec import PaintSpec, run_record
+from wsigen.painting.tasks import Task
 
 WRITE_S = 0.1  # a task's chunks
 PREPARE_S = 0.012  # a batch
@@ -121,18 +121,18 @@ def main(size: int, load_ms: float, loaders: int, device_ms: float, batch_size: 
         device="cuda",
     )
     layout = plan_blocks(spec.grid(size, size), spec)
-    painter, crew = SleepingPainter(batch_size, device_ms / 1e3), Crew(1, loaders)
-    batcher = Batcher(painter, crew, threading.Event())  # type: ignore[arg-type]
+    painter, pools = SleepingPainter(batch_size, device_ms / 1e3), WorkerThreads(1, loaders)
+    batcher = Batcher(painter, pools, threading.Event())  # type: ignore[arg-type]
     with tempfile.TemporaryDirectory(prefix="wsigen-batching-") as folder:
         record = run_record(spec, "", "", where={"device": "none"})
         run = Run(Canvas.create(Path(folder) / "canvas", layout, record), spec)
-        engine = Engine(SleepingPainters(batcher, layout, load_ms / 1e3))
+        engine = TaskScheduler(SleepingPainters(batcher, layout, load_ms / 1e3))
         started = time.perf_counter()
         engine.add(run)
         while not run.finished:
             engine.step()
         seconds = time.perf_counter() - started
-    crew.close()
+    pools.close()
     windows = run.progress.painted
     figures = {
         "windows": windows,

@@ -41,11 +41,11 @@ from wsigen_kernels import attention as attention_module
 from wsigen_kernels import norm as norm_module
 from wsigen_kernels.ops import register_fallbacks
 
-from wsigen.devices import choose_device
 from wsigen.errors import WsigenError
 from wsigen.models.conditioning import condition_planes
 from wsigen.models.config import ModelConfig
 from wsigen.models.nasdm import NasdmModel
+from wsigen.system.devices import choose_device
 
 VARIANTS = ("eager", "compiled", "ours", "ours+compiled")
 WARM_UP = 2  # forwards before the clock starts: allocator, cuDNN's and oneDNN's choice of algorithm

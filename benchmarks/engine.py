@@ -32,19 +32,19 @@ from wsigen.masks.window import MaskWindow
 from wsigen.masks.writer import write_slide_mask
 from wsigen.models.config import ModelConfig
 from wsigen.models.registry import DEFAULT_MODEL, find_model
-from wsigen.rendering import RenderResult, render
+from wsigen.painting.canvas import Canvas
+from wsigen.painting.cluster import open_executor
+from wsigen.painting.dask_cluster import DaskExecutor
+from wsigen.painting.grid import BlockGrid, WindowGrid
+from wsigen.painting.process_worker import Job
+from wsigen.painting.scheduler import Run, TaskScheduler
+from wsigen.painting.slide_worker import TaskResult
+from wsigen.painting.spec import PaintSpec, run_record
+from wsigen.painting.tasks import Task
+from wsigen.rendering.render import RenderResult, render
 from wsigen.slides.metadata import SlideMetadata
 from wsigen.slides.pyramid import constant
 from wsigen.slides.svs import write_svs_panels
-from wsigen.tiling.canvas import Canvas
-from wsigen.tiling.cluster import open_painters
-from wsigen.tiling.dask_painters import DaskPainters
-from wsigen.tiling.engine import Engine, Run
-from wsigen.tiling.grid import BlockGrid, WindowGrid
-from wsigen.tiling.plan import Task
-from wsigen.tiling.spec import PaintSpec, run_record
-from wsigen.tiling.studio import TaskResult
-from wsigen.tiling.workshop import Job
 
 PANEL = 3584
 DRAWN = 4096  # side of the demo tissue that larger masks are copies of
@@ -56,14 +56,14 @@ def paint_nothing(windows: int) -> TaskResult:
     return TaskResult(windows)
 
 
-class NullPainters:
+class NullExecutor:
     """A cluster whose tasks do nothing, and whose workers open no slide."""
 
     live = False
 
-    def __init__(self, painters: DaskPainters, layout: BlockGrid) -> None:
-        self._painters, self._layout = painters, layout
-        self.capacity, self.lanes = painters.capacity, painters.lanes
+    def __init__(self, executor: DaskExecutor, layout: BlockGrid) -> None:
+        self._painters, self._layout = executor, layout
+        self.capacity, self.lanes = executor.capacity, executor.lanes
 
     def prepare(self, job: Job) -> None:
         """Nothing to open."""
@@ -93,10 +93,10 @@ def scheduling(folder: Path, quick: bool) -> dict[str, Any]:
     started = time.perf_counter()
     run = Run(canvas, spec)
     planned = time.perf_counter()
-    with open_painters("cpu", 2) as painters:
-        assert isinstance(painters, DaskPainters)
+    with open_executor("cpu", 2) as executor:
+        assert isinstance(executor, DaskExecutor)
         opened = time.perf_counter()
-        engine = Engine(NullPainters(painters, layout))
+        engine = TaskScheduler(NullExecutor(executor, layout))
         engine.add(run)
         while not run.finished:
             engine.step()

@@ -33,9 +33,9 @@ import torch
 from engine import demo_mask
 
 import wsigen
-from wsigen.rendering import canvas_beside
-from wsigen.tiling.canvas import Canvas
-from wsigen.tiling.grid import Rectangle
+from wsigen.painting.canvas import Canvas
+from wsigen.painting.grid import Rectangle
+from wsigen.rendering.render import canvas_beside
 
 TILE = 64
 BAND = 1024  # rows that are compared at a time

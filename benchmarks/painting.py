@@ -29,12 +29,12 @@ from PIL import Image
 from scipy import ndimage
 
 import wsigen
-from wsigen.devices import choose_device
 from wsigen.evaluation.material import Material, PaintOptions, load_painter, paint_patches, real_patches
 from wsigen.evaluation.stain import CHANNELS
 from wsigen.models.nasdm import NasdmModel
 from wsigen.models.registry import DEFAULT_MODEL, load_config
 from wsigen.models.stain import TISSUE_MIN_OD, optical_density
+from wsigen.system.devices import choose_device
 
 GAP = 4  # px between rows of the sheet
 APART = 30  # px between two places that are told

@@ -1,4 +1,4 @@
-"""How fast a whole slide is painted: mask in, .svs out, through :func:`wsigen.rendering.render`.
+"""How fast a whole slide is painted: mask in, .svs out, through :func:`wsigen.rendering.render.render`.
 
 The slide goes to a temporary folder and is removed. Time is divided into planning (the mask is read and checked),
 painting (loading the model included) and encoding (pyramid, picture and record).
@@ -20,15 +20,15 @@ from typing import Any
 
 import click
 
-from wsigen.devices import choose_device
 from wsigen.errors import WsigenError
 from wsigen.masks.demo import write_demo_mask
 from wsigen.models.config import ModelConfig
 from wsigen.models.nasdm import NasdmModel
 from wsigen.models.registry import find_model
 from wsigen.models.stain import StainStyle
-from wsigen.rendering import RenderPlan, render
-from wsigen.tiling.engine import Progress
+from wsigen.painting.scheduler import Progress
+from wsigen.rendering.render import RenderPlan, render
+from wsigen.system.devices import choose_device
 
 EXAMPLE = Path(__file__).resolve().parent.parent / "examples" / "slide_masks.tif"
 DEMO_SEED = 0

@@ -1,10 +1,10 @@
 """Values that several modules name stand in one place; the tables that do the work have exactly these keys."""
 
 from wsigen import choices
-from wsigen.devices import DTYPES
 from wsigen.masks.exporters.exporting import FORMATS as LABEL_TABLE
-from wsigen.rendering import LABEL_ENDINGS
+from wsigen.rendering.render import LABEL_ENDINGS
 from wsigen.slides.formats import FORMATS as SLIDE_TABLE
+from wsigen.system.devices import DTYPES
 
 
 def test_tables_hold_the_values_that_the_command_line_offers():

@@ -16,7 +16,7 @@ OTHER_COUNTS = {"cpu_count", "process_cpu_count", "sched_getaffinity", "CPU_COUN
 def test_a_process_that_is_bound_to_one_core_counts_one():
     code = (
         "import os; os.sched_setaffinity(0, {min(os.sched_getaffinity(0))});"
-        "from wsigen.cores import available_cores; print(available_cores(), available_cores(8))"
+        "from wsigen.system.cores import available_cores; print(available_cores(), available_cores(8))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["1", "1"]
@@ -30,4 +30,4 @@ def test_no_other_module_counts_cores():
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
         if getattr(node, "attr", getattr(node, "name", None)) in OTHER_COUNTS
     }
-    assert counting == {"wsigen/cores.py"}, "call wsigen.cores.available_cores there"
+    assert counting == {"wsigen/system/cores.py"}, "call wsigen.system.cores.available_cores there"

@@ -13,7 +13,7 @@ import pytest
 from click.testing import CliRunner
 
 import wsigen
-from wsigen.cli import main
+from wsigen.cli.main import main
 
 ROOT = Path(__file__).resolve().parents[1]
 OURS = {"wsigen", "wsigen_kernels"}

@@ -11,7 +11,7 @@ from wsigen.masks.importers import ImportSettings, import_mask
 from wsigen.masks.slide_mask import SlideMask
 from wsigen.models.config import ModelConfig
 from wsigen.models.stain import measure_style_file
-from wsigen.synthesis import LayoutRequest
+from wsigen.rendering.synthesis import LayoutRequest
 from wsigen.training.manifest import read_label
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -74,4 +74,4 @@ def test_pictures_are_opened_by_the_function_that_reads_them_anew():
         if isinstance(node, ast.Attribute) and node.attr.endswith(LOADERS) and ast.unparse(node.value) == "pyvips.Image"
     }
     # Label images are read row by row: libvips does not remember operations of such access.
-    assert opened == {"wsigen/pictures.py", "wsigen/masks/importers/label_images.py"}, "call load_picture there"
+    assert opened == {"wsigen/system/pictures.py", "wsigen/masks/importers/label_images.py"}, "call load_picture there"

@@ -6,7 +6,7 @@ import time
 import pytest
 import torch
 
-from wsigen.side_by_side import side_by_side
+from wsigen.system.side_by_side import side_by_side
 
 
 def threads() -> int:

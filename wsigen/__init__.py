@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 _PUBLIC = {
-    "render": "wsigen.rendering",
-    "RenderResult": "wsigen.rendering",
-    "open_mask": "wsigen.rendering",
-    "render_many": "wsigen.series",
-    "open_generated": "wsigen.generated",
-    "verify": "wsigen.verifying",
+    "render": "wsigen.rendering.render",
+    "RenderResult": "wsigen.rendering.render",
+    "open_mask": "wsigen.rendering.render",
+    "render_many": "wsigen.rendering.many",
+    "open_generated": "wsigen.rendering.on_demand",
+    "verify": "wsigen.rendering.verifying",
     "NasdmModel": "wsigen.models.nasdm",
     "WsigenError": "wsigen.errors",
 }
@@ -34,11 +34,11 @@ __all__ = [
 
 if TYPE_CHECKING:
     from wsigen.errors import WsigenError
-    from wsigen.generated import open_generated
     from wsigen.models.nasdm import NasdmModel
-    from wsigen.rendering import RenderResult, open_mask, render
-    from wsigen.series import render_many
-    from wsigen.verifying import verify
+    from wsigen.rendering.many import render_many
+    from wsigen.rendering.on_demand import open_generated
+    from wsigen.rendering.render import RenderResult, open_mask, render
+    from wsigen.rendering.verifying import verify
 
 
 def __getattr__(name: str) -> Any:

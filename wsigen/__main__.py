@@ -1,5 +1,5 @@
 """``python -m wsigen``: the command line, for torchrun and for machines without the console script."""
 
-from wsigen.cli import main
+from wsigen.cli.main import main
 
 main()

@@ -16,7 +16,7 @@ import tifffile
 import torch
 from click.testing import CliRunner
 
-from wsigen.cli import main
+from wsigen.cli.main import main
 from wsigen.masks.demo import write_demo_mask
 from wsigen.models.config import ModelConfig
 from wsigen.models.nasdm import NasdmModel
@@ -285,7 +285,7 @@ def test_help_starts_fast() -> None:
         subprocess.run([sys.executable, "-m", "wsigen", "--help"], check=True, capture_output=True)
         times.append(time.perf_counter() - started)
     loaded = subprocess.run(
-        [sys.executable, "-c", "import sys, wsigen.cli; print('torch' in sys.modules, 'numpy' in sys.modules)"],
+        [sys.executable, "-c", "import sys, wsigen.cli.main; print('torch' in sys.modules, 'numpy' in sys.modules)"],
         check=True,
         capture_output=True,
         text=True,

@@ -10,7 +10,7 @@ import pytest
 from click.testing import CliRunner
 from drawn import picture
 
-from wsigen.cli import main
+from wsigen.cli.main import main
 from wsigen.errors import DataError
 from wsigen.evaluation.asked_stain import density_sums, pooled, slopes
 from wsigen.models.config import ModelConfig

@@ -9,7 +9,7 @@ import torch
 from click.testing import CliRunner
 from drawn import picture
 
-from wsigen.cli import main
+from wsigen.cli.main import main
 from wsigen.evaluation.baselines import METHODS, AreaPainter, read_area
 from wsigen.masks.slide_mask import SlideMask, write_slide_mask
 from wsigen.masks.window import MaskWindow

@@ -12,7 +12,7 @@ import torch
 from click.testing import CliRunner
 from drawn import SIDE, picture
 
-from wsigen.cli import main
+from wsigen.cli.main import main
 from wsigen.errors import SettingsError
 from wsigen.evaluation.material import jpeg_history, real_patches
 from wsigen.evaluation.report import Report, Section, table

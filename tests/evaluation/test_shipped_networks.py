@@ -8,7 +8,7 @@ import torch
 from click.testing import CliRunner
 from scipy.ndimage import gaussian_filter
 
-from wsigen.cli import main
+from wsigen.cli.main import main
 from wsigen.evaluation.features import to_images
 from wsigen.evaluation.memorisation import SHIPPED_INDEX, TrainingIndex
 from wsigen.evaluation.networks import FEATURES, SEGMENTER, WEIGHTS_ROOT, FeatureNetwork, SegmentationNetwork
@@ -17,7 +17,7 @@ from wsigen.evaluation.slides import SlidePixels
 from wsigen.masks.demo import write_demo_mask
 from wsigen.models.config import ModelConfig
 from wsigen.models.registry import DEFAULT_MODEL, find_model
-from wsigen.rendering import render
+from wsigen.rendering.render import render
 
 CPU = torch.device("cpu")
 

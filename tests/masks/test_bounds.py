@@ -8,7 +8,7 @@ import pytest
 from click.testing import CliRunner
 from leica import SIZE, write_slide_with_bounds
 
-from wsigen.cli import main
+from wsigen.cli.main import main
 from wsigen.masks.origin import Origin
 from wsigen.masks.slide_mask import MaskWindow, SlideMask
 from wsigen.viewer.scene import SceneSettings, open_scene

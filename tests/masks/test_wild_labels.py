@@ -13,7 +13,7 @@ import zarr
 from click.testing import CliRunner
 from PIL import Image
 
-from wsigen.cli import main
+from wsigen.cli.main import main
 from wsigen.errors import MaskError, SettingsError
 from wsigen.masks.importers import ImportReport, ImportSettings, import_mask
 from wsigen.masks.slide_mask import MaskWindow, SlideMask

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from wsigen.cli import main
+from wsigen.cli.main import main
 from wsigen.errors import MaskError
 from wsigen.masks.importers import ImportReport, ImportSettings, import_mask
 from wsigen.masks.slide_mask import MaskWindow, SlideMask

@@ -31,9 +31,9 @@ from wsigen.masks.synthesis.layout import REGIONS, Layout
 from wsigen.masks.window import MaskWindow
 from wsigen.models.config import ModelConfig
 from wsigen.models.nasdm import NasdmModel
+from wsigen.painting.canvas import Canvas
 from wsigen.pixels import PIXELS
-from wsigen.synthesis import LayoutRequest, sample_mask
-from wsigen.tiling.canvas import Canvas
+from wsigen.rendering.synthesis import LayoutRequest, sample_mask
 
 FOLDER = Path(__file__).with_name("golden")
 REFRESH = "python tests/rendering/golden_canvases.py"

@@ -7,8 +7,8 @@ from openslide.deepzoom import DeepZoomGenerator
 
 import wsigen
 from wsigen.errors import SettingsError
+from wsigen.painting.canvas import Canvas
 from wsigen.slides.pyramid import halve
-from wsigen.tiling.canvas import Canvas
 
 
 @pytest.fixture(scope="module")
@@ -76,5 +76,5 @@ def test_tools_that_take_an_openslide_object_take_it(generated):
 
 
 def test_a_mask_is_recognised(demo_mask_path, rendered):
-    assert wsigen.generated.GeneratedSlide.detect_format(demo_mask_path) == "wsigen"
-    assert wsigen.generated.GeneratedSlide.detect_format(rendered[0].with_suffix(".json")) is None
+    assert wsigen.rendering.on_demand.GeneratedSlide.detect_format(demo_mask_path) == "wsigen"
+    assert wsigen.rendering.on_demand.GeneratedSlide.detect_format(rendered[0].with_suffix(".json")) is None

@@ -12,10 +12,10 @@ import numpy as np
 import psutil
 import pytest
 
-from wsigen.cli import STOPPED
+from wsigen.cli.main import STOPPED
 from wsigen.errors import ClusterError, StoreError
-from wsigen.rendering import render
-from wsigen.tiling.canvas import Canvas
+from wsigen.painting.canvas import Canvas
+from wsigen.rendering.render import render
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="sends signals")
 STEPS = 6
@@ -124,7 +124,7 @@ def test_a_full_disk_gives_one_line(options, tmp_path):
     """A limit on the size of files stands for the full disk."""
     out = tmp_path / "s.svs"
     code = (
-        "import resource, sys; from wsigen.cli import main;"
+        "import resource, sys; from wsigen.cli.main import main;"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (9000, 9000)); main(sys.argv[1:])"
     )
     command = [sys.executable, "-c", code, "render", *options, "-o", str(out)]
@@ -182,7 +182,7 @@ def test_a_scheduler_that_dies_gives_one_line_and_the_pixels_are_the_same(tiny_m
 
 
 def test_an_address_where_nothing_answers_is_named(tiny_model, demo_mask_path, tmp_path, monkeypatch):
-    monkeypatch.setattr("wsigen.tiling.dask_painters.CONNECT_SECONDS", 1)
+    monkeypatch.setattr("wsigen.painting.dask_cluster.CONNECT_SECONDS", 1)
     with pytest.raises(ClusterError, match=r"--dask-scheduler tcp://127\.0\.0\.1:9: no Dask scheduler answers"):
         render(
             demo_mask_path, tmp_path / "s.svs", model=str(tiny_model), device="cpu", dask_scheduler="tcp://127.0.0.1:9"

@@ -12,16 +12,16 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from wsigen.cli import main
+from wsigen.cli.main import main
 from wsigen.config import RenderSettings
 from wsigen.errors import SettingsError
 from wsigen.models.config import ModelConfig
 from wsigen.models.stain import StainStyle
 from wsigen.models.stain_response import StainResponse
-from wsigen.rendering import plan_render, render
-from wsigen.tiling.canvas import Canvas
-from wsigen.tiling.cost import COSTS, _Peak, batch_cost, trace_shipped
-from wsigen.tiling.estimate import refuse_what_does_not_fit
+from wsigen.painting.canvas import Canvas
+from wsigen.painting.cost import COSTS, _Peak, batch_cost, trace_shipped
+from wsigen.painting.estimate import refuse_what_does_not_fit
+from wsigen.rendering.render import plan_render, render
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "slide_masks.tif"
 
@@ -105,7 +105,7 @@ def test_working_out_a_cost_leaves_the_attention_of_a_slide_under_way_alone(monk
             seen.append((torch.backends.cuda.flash_sdp_enabled(), torch.backends.cuda.math_sdp_enabled()))
             return super().__torch_dispatch__(*arguments, **keywords)
 
-    monkeypatch.setattr("wsigen.tiling.cost._Peak", Watched)
+    monkeypatch.setattr("wsigen.painting.cost._Peak", Watched)
     config = ModelConfig.preset("tiny")
     assert batch_cost.__wrapped__(config, 64, 2, 4, 1, "float32") == batch_cost(config, 64, 2, 4, 1, "float32")
     assert set(seen) == {(True, True)}, "what one thread chooses there is chosen for all"
@@ -159,7 +159,7 @@ def test_four_workers_paint_the_same_pixels_into_a_canvas_elsewhere(tiny_model, 
 
 def test_listed_costs_are_those_that_are_traced():
     listed, traced = json.loads(COSTS.read_text()), trace_shipped()
-    assert listed.keys() == traced.keys(), "write them anew: python -m wsigen.tiling.cost"
+    assert listed.keys() == traced.keys(), "write them anew: python -m wsigen.painting.cost"
     for name, cost in traced.items():
         assert (cost["maps"], cost["step"]) == (listed[name]["maps"], listed[name]["step"]), name
         assert cost["peak_bytes"] == pytest.approx(listed[name]["peak_bytes"], rel=0.05), name  # by torch's version
@@ -168,7 +168,7 @@ def test_listed_costs_are_those_that_are_traced():
 def test_planning_imports_neither_what_traces_networks_nor_clusters(tmp_path):
     """Each takes seconds of every start."""
     script = (
-        "import sys; from wsigen.rendering import plan_render; "
+        "import sys; from wsigen.rendering.render import plan_render; "
         f"plan_render({str(EXAMPLE)!r}, {str(tmp_path / 's.svs')!r}).projection; "
         "print([name for name in ('torch._dynamo', 'sympy', 'distributed') if name in sys.modules])"
     )

@@ -9,8 +9,8 @@ import pytest
 from click.testing import CliRunner
 
 import wsigen
-from wsigen.cli import main
-from wsigen.records import record_of
+from wsigen.cli.main import main
+from wsigen.rendering.records import record_of
 
 
 def run(*arguments):

@@ -13,7 +13,7 @@ from wsigen.errors import SettingsError
 from wsigen.masks.demo import write_demo_mask
 from wsigen.models.config import ModelConfig
 from wsigen.models.nasdm import NasdmModel
-from wsigen.series import list_slides
+from wsigen.rendering.many import list_slides
 
 
 def level_pixels(path):

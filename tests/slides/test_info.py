@@ -3,7 +3,7 @@ import pytest
 import tifffile
 from click.testing import CliRunner
 
-from wsigen.cli import main
+from wsigen.cli.main import main
 from wsigen.errors import SlideError
 from wsigen.slides.formats import FORMATS, write_slide
 from wsigen.slides.info import read_slide_info

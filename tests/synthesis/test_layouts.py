@@ -15,8 +15,8 @@ from wsigen.masks.synthesis.layout import CELL, Layout, parse_more
 from wsigen.masks.synthesis.regions import layout_of_mask
 from wsigen.models.config import LIZARD_CLASSES, ModelConfig
 from wsigen.models.layouts import density_gains, layout_planes
-from wsigen.tiling.grid import WindowGrid
-from wsigen.tiling.survey import survey_layout
+from wsigen.painting.grid import WindowGrid
+from wsigen.painting.occupancy import survey_layout
 
 NAMES = LIZARD_CLASSES.names
 

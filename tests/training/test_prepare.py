@@ -9,7 +9,7 @@ import pyvips
 from click.testing import CliRunner
 from PIL import Image
 
-from wsigen.cli import main
+from wsigen.cli.main import main
 from wsigen.errors import DataError
 from wsigen.training import manifest as folder_format
 from wsigen.training.prepare import available_windows, prepare, rebuild_instances, summarise

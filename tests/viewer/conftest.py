@@ -14,7 +14,7 @@ from wsigen.config import RenderSettings
 from wsigen.masks.demo import write_demo_mask
 from wsigen.models.config import ModelConfig
 from wsigen.models.nasdm import NasdmModel
-from wsigen.tiling.canvas import Canvas
+from wsigen.painting.canvas import Canvas
 
 WIDTH, HEIGHT = 600, 500
 SEED = 4

@@ -9,9 +9,9 @@ from served import eventually, read_all, with_new_nucleus, write_mask
 
 from wsigen.errors import ModelError, SettingsError
 from wsigen.models.config import ModelConfig
-from wsigen.rendering import plan_render
+from wsigen.painting.grid import Rectangle
+from wsigen.rendering.render import plan_render
 from wsigen.slides.pyramid import halve
-from wsigen.tiling.grid import Rectangle
 from wsigen.viewer.painting import LiveSlide, ReadMask, read_mask
 
 TINY = ModelConfig.preset("tiny")

@@ -11,7 +11,7 @@ import urllib.request
 import pytest
 from click.testing import CliRunner
 
-from wsigen.cli import main
+from wsigen.cli.main import main
 
 
 @pytest.mark.parametrize(

@@ -17,10 +17,10 @@ from scipy import ndimage
 from wsigen.dataset.layouts import LAYOUTS, Layout, Patch
 from wsigen.dataset.regions import Place, SplitBy, default_region, parse_split, places
 from wsigen.errors import DataError, SlideError
-from wsigen.folders import is_empty, temporary_beside
 from wsigen.masks.classes import ClassTable
 from wsigen.masks.slide_mask import SlideMask
 from wsigen.masks.window import MaskWindow
+from wsigen.system.folders import is_empty, temporary_beside
 
 MANIFEST = "manifest.csv"
 MIN_NUCLEUS_PIXELS = 4  # what the border of a patch leaves of a nucleus, below it, is background

@@ -20,7 +20,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from wsigen.devices import choose_device
 from wsigen.errors import DataError, ModelError, SettingsError
 from wsigen.evaluation.material import PaintOptions, check_window, crop_inputs, load_painter, paint_windows
 from wsigen.evaluation.report import Report, Row, Section, sheet
@@ -30,6 +29,7 @@ from wsigen.models.nasdm import NasdmModel
 from wsigen.models.registry import DEFAULT_MODEL, find_model
 from wsigen.models.stain import STYLE_NUMBERS, StainStyle, StyleRange, optical_density, tissue_pixels
 from wsigen.models.stain_response import NUMBERS, StainResponse, fit_response
+from wsigen.system.devices import choose_device
 from wsigen.training import manifest as folder_format
 from wsigen.training.patches import PatchBank
 from wsigen.training.settings import TrainSettings

@@ -24,7 +24,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from wsigen.devices import choose_device
 from wsigen.diffusion.gaussian import PredictionType, to_x0
 from wsigen.diffusion.noise import coordinate_normals
 from wsigen.diffusion.samplers import Sampler
@@ -39,9 +38,10 @@ from wsigen.models.conditioned import GuidedNetwork, WindowInputs
 from wsigen.models.conditioning import condition_planes
 from wsigen.models.denoise import denoise, model_sampler
 from wsigen.models.nasdm import NasdmModel
-from wsigen.tiling.blending import Mosaic
-from wsigen.tiling.grid import STAGE_COLOURS, STAGES, Axis, Rectangle, Window, WindowGrid, usual_blend
-from wsigen.tiling.painter import from_uint8, to_uint8
+from wsigen.painting.blending import Mosaic
+from wsigen.painting.grid import STAGE_COLOURS, STAGES, Axis, Rectangle, Window, WindowGrid, usual_blend
+from wsigen.painting.painter import from_uint8, to_uint8
+from wsigen.system.devices import choose_device
 
 METHODS = ("context, blended", "context, cut", "independent", "feathered", "MultiDiffusion")
 Pair = tuple[Tensor, Tensor]

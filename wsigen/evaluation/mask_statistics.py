@@ -279,7 +279,7 @@ NEAR = 6  # px
 
 
 def border_profile(path: Path, class_count: int, window: int, overlap: int, seed: int = 0) -> BorderProfile:
-    """Look for the borders of windows in a sampled mask: 1 is none. See `wsigen.tiling.grid`."""
+    """Look for the borders of windows in a sampled mask: 1 is none. See `wsigen.painting.grid`."""
     from wsigen.evaluation.seams import border_positions
 
     with SlideMask.open(path, class_count) as mask:

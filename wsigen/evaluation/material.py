@@ -14,7 +14,6 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from wsigen.devices import DeviceChoice
 from wsigen.diffusion.noise import coordinate_normals
 from wsigen.diffusion.schedules import NoiseSchedule
 from wsigen.errors import DataError, SettingsError
@@ -24,6 +23,7 @@ from wsigen.models.conditioning import condition_planes
 from wsigen.models.config import ModelConfig
 from wsigen.models.denoise import denoise, model_sampler
 from wsigen.models.nasdm import NasdmModel
+from wsigen.system.devices import DeviceChoice
 from wsigen.training import manifest as folder_format
 from wsigen.training.patches import Crops, PatchBank
 from wsigen.training.settings import TrainSettings

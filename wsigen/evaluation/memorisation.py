@@ -19,11 +19,11 @@ import numpy as np
 import torch
 from safetensors.numpy import load_file, save_file
 
-from wsigen.devices import choose_device
 from wsigen.errors import DataError, ModelError, SettingsError
 from wsigen.evaluation.features import describe
 from wsigen.evaluation.material import LabelledPatches, jpeg_history, real_patches
 from wsigen.evaluation.networks import WEIGHTS_ROOT, FeatureNetwork
+from wsigen.system.devices import choose_device
 
 CONTROL_SHARE = 0.01
 WINDOW = 128  # px: what features are compared over

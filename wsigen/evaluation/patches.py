@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from wsigen.devices import DeviceChoice, choose_device
 from wsigen.errors import ModelError, SettingsError
 from wsigen.evaluation.discriminability import NETWORK_STEPS, discriminate, network_auc, radial_spectrum
 from wsigen.evaluation.distances import compare, inception_score
@@ -32,6 +31,7 @@ from wsigen.evaluation.report import Report, Section, sheet
 from wsigen.evaluation.stain import BINS, CHANNELS, StainStatistics
 from wsigen.models.nasdm import NasdmModel
 from wsigen.models.registry import DEFAULT_MODEL
+from wsigen.system.devices import DeviceChoice, choose_device
 
 DIVERSITY_MASKS, DIVERSITY_SEEDS = 16, 4
 SUSPECTS = 32  # patches whose pixels are compared, painted and held-out real ones

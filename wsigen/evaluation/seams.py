@@ -19,7 +19,7 @@ import numpy as np
 from wsigen.errors import SlideError
 from wsigen.evaluation.probe import cross_validated_auc
 from wsigen.models.stain import optical_density
-from wsigen.tiling.grid import Axis
+from wsigen.painting.grid import Axis
 
 SITE = 64  # px along the border
 REACH = 16  # px to each side of it

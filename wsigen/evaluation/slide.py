@@ -12,7 +12,6 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from wsigen.devices import choose_device
 from wsigen.errors import MaskError, SettingsError, SlideError
 from wsigen.evaluation.distances import frechet_distance, kernel_distance
 from wsigen.evaluation.features import describe
@@ -27,8 +26,9 @@ from wsigen.evaluation.stain import StainStatistics
 from wsigen.masks.slide_mask import SlideMask
 from wsigen.masks.window import MaskWindow
 from wsigen.models.stain import TISSUE_MIN_OD, optical_density
-from wsigen.records import record_of
-from wsigen.text_files import read_text
+from wsigen.rendering.records import record_of
+from wsigen.system.devices import choose_device
+from wsigen.system.text_files import read_text
 
 TILE = 384  # px of a tile's core
 HALO = 64  # px around it: a nucleus is seen whole by the tile that holds its centre

@@ -11,7 +11,6 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from wsigen.devices import DeviceChoice
 from wsigen.diffusion.fitting import Data, fit
 from wsigen.diffusion.gaussian import PredictionType, to_x0
 from wsigen.diffusion.noise import coordinate_normals
@@ -23,6 +22,7 @@ from wsigen.models.conditioned import GuidedNetwork, WindowInputs
 from wsigen.models.config import CONFIG_FILE
 from wsigen.models.nasdm import NasdmModel
 from wsigen.models.registry import find_model
+from wsigen.system.devices import DeviceChoice
 
 
 def fit_painter(

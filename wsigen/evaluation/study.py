@@ -22,14 +22,14 @@ import numpy as np
 import torch
 from scipy.stats import t as student_t
 
-from wsigen.caching import FileStamp, file_stamp
-from wsigen.devices import choose_device
 from wsigen.errors import SettingsError
 from wsigen.evaluation.fidelity import find_nuclei, score
 from wsigen.evaluation.material import Material, PaintOptions, load_painter, paint_patches, real_patches
 from wsigen.evaluation.networks import SegmentationNetwork
 from wsigen.evaluation.report import Report, Section
-from wsigen.side_by_side import side_by_side
+from wsigen.system.caching import FileStamp, file_stamp
+from wsigen.system.devices import choose_device
+from wsigen.system.side_by_side import side_by_side
 from wsigen.training import manifest as folder_format
 from wsigen.training.loop import train
 from wsigen.training.manifest import Manifest, TrainingImage

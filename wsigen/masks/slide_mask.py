@@ -21,13 +21,13 @@ from typing import Any
 
 import numpy as np
 
-from wsigen.caching import ArrayCache
-from wsigen.cores import available_cores
 from wsigen.errors import MaskError
 from wsigen.masks.summary import MaskSummary, summarise
 from wsigen.masks.tiff_planes import Plane, open_mask_file, open_stream
 from wsigen.masks.window import GLASS, TISSUE, UNKNOWN, MaskWindow, reflected
 from wsigen.masks.writer import write_slide_mask
+from wsigen.system.caching import ArrayCache
+from wsigen.system.cores import available_cores
 
 __all__ = ["MaskSource", "MaskWindow", "ResampledMask", "SlideMask", "resampled_to", "write_slide_mask"]
 

@@ -20,9 +20,9 @@ from xml.etree import ElementTree
 import numpy as np
 import tifffile
 
-from wsigen.cores import available_cores
 from wsigen.errors import MaskError
 from wsigen.masks.scale import MICRONS_PER_UNIT, plausible_sizes, square_mpp
+from wsigen.system.cores import available_cores
 
 PLANE_NAMES = ("class", "instance", "tissue")
 LABEL = "label"  # stands for the name of a plane that is read as labels of any kind

@@ -19,10 +19,10 @@ import imagecodecs
 import numpy as np
 import tifffile
 
-from wsigen.cores import available_cores
 from wsigen.errors import MaskError
-from wsigen.folders import temporary_beside
 from wsigen.masks.window import MaskWindow
+from wsigen.system.cores import available_cores
+from wsigen.system.folders import temporary_beside
 
 TILE = 512
 # Offsets in a classic TIFF have 32 bits; the margin is for tags and rounding.

@@ -17,7 +17,7 @@ import numpy as np
 from scipy import ndimage
 
 from wsigen.errors import ModelError, SlideError
-from wsigen.pictures import load_picture
+from wsigen.system.pictures import load_picture
 
 if TYPE_CHECKING:
     import openslide

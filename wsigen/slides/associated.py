@@ -13,9 +13,9 @@ from pathlib import Path
 import numpy as np
 import tifffile
 
-from wsigen.pictures import load_picture
 from wsigen.slides.label import draw_label, draw_macro
 from wsigen.slides.metadata import SlideMetadata, aperio_header
+from wsigen.system.pictures import load_picture
 
 THUMBNAIL_SIDE = 1024
 _NEW_SUBFILE_TYPE = 254

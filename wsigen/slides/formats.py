@@ -16,12 +16,12 @@ from pathlib import Path
 import pyvips
 
 from wsigen.errors import SlideError
-from wsigen.folders import is_dropping
 from wsigen.slides.info import SlideInfo
 from wsigen.slides.metadata import SlideMetadata
 from wsigen.slides.reading import opened_slide
 from wsigen.slides.row_stream import Progress, RowReader
 from wsigen.slides.svs import check_settings, last_line, write_svs
+from wsigen.system.folders import is_dropping
 
 
 @dataclass(frozen=True)

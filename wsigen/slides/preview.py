@@ -12,7 +12,7 @@ import numpy as np
 import pyvips
 
 from wsigen.errors import SlideError
-from wsigen.slides.replacing import replacing
+from wsigen.system.replacing import replacing
 
 LIGHT_GREY = (236, 236, 238)
 SKETCHED = 4  # samples along each axis of a pixel that is only sketched

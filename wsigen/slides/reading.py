@@ -19,12 +19,12 @@ import numpy as np
 import openslide
 from PIL import Image
 
-from wsigen.cores import available_cores
 from wsigen.errors import MaskError, SlideError
 from wsigen.masks.scale import plausible_mpp, square_mpp
 from wsigen.slides.info import SlideInfo, SlideLevel, openslide_path, read_slide_info
 from wsigen.slides.row_stream import RowReader
-from wsigen.text_files import read_text
+from wsigen.system.cores import available_cores
+from wsigen.system.text_files import read_text
 from wsigen.zarr_levels import pixel_sizes
 
 READ_COLUMNS = 2048  # columns that a thread decodes at once; whole tiles

@@ -17,14 +17,14 @@ import numpy as np
 import pyvips
 import tifffile
 
-from wsigen.cores import available_cores
 from wsigen.errors import SlideError
 from wsigen.slides.associated import add_associated_images
 from wsigen.slides.metadata import SlideMetadata, aperio_description, aperio_header, xmp_packet
 from wsigen.slides.pyramid import CELL, PyramidEncoder, level_sizes, read_ahead
-from wsigen.slides.replacing import replacing
 from wsigen.slides.row_stream import RowReader, checked_rows
 from wsigen.slides.tiled_tiff import TILE, TiledTiff, TileJpeg
+from wsigen.system.cores import available_cores
+from wsigen.system.replacing import replacing
 
 MAX_SIDE = 10_000_000
 READERS = (2, 4)  # panels that are read at a time, at least and at most, each of 40 MB or so

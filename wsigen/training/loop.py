@@ -27,8 +27,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
-from wsigen.devices import cpu_has_bfloat16
 from wsigen.errors import DataError, SettingsError
+from wsigen.system.devices import cpu_has_bfloat16
 from wsigen.training import manifest as manifests
 from wsigen.training.manifest import Manifest
 from wsigen.training.patches import PatchBank

@@ -19,8 +19,8 @@ import numpy.typing as npt
 
 from wsigen.errors import DataError, MaskError
 from wsigen.masks.palettes import palette_indices
-from wsigen.pictures import load_picture
-from wsigen.text_files import read_text
+from wsigen.system.pictures import load_picture
+from wsigen.system.text_files import read_text
 
 VERSION = 1
 FILE_NAME = "manifest.json"

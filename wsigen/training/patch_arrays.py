@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from wsigen.errors import DataError
-from wsigen.text_files import read_text
+from wsigen.system.text_files import read_text
 from wsigen.training.manifest import UNAVAILABLE
 
 MAX_INFO_BYTES = 1 << 26

@@ -25,8 +25,8 @@ import numpy.typing as npt
 from scipy import ndimage
 
 from wsigen.errors import DataError
-from wsigen.folders import is_dropping, is_empty
-from wsigen.text_files import read_text
+from wsigen.system.folders import is_dropping, is_empty
+from wsigen.system.text_files import read_text
 from wsigen.training import manifest as folder_format
 from wsigen.training.manifest import UNAVAILABLE, Manifest, Split, TrainingImage, read_label, read_rgb
 

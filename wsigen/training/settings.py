@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
 
 from wsigen.errors import SettingsError
-from wsigen.text_files import read_text
+from wsigen.system.text_files import read_text
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Phase:
 class ContextSettings:
     """Shares of the neighbour contexts, and how known pixels are corrupted.
 
-    The first four are the contexts of the painting order: see :mod:`wsigen.tiling.grid`.
+    The first four are the contexts of the painting order: see :mod:`wsigen.painting.grid`.
     """
 
     none: float = 0.28

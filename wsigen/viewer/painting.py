@@ -20,20 +20,20 @@ from typing import Any
 
 import numpy as np
 
-from wsigen.caching import file_stamp
 from wsigen.config import RenderSettings
 from wsigen.errors import WsigenError
-from wsigen.generated import GeneratedSlide
 from wsigen.masks.slide_mask import MaskWindow, SlideMask
 from wsigen.models.config import ModelConfig
 from wsigen.models.stain import StainStyle
-from wsigen.rendering import MaskFacts, RenderPlan, plan_render
+from wsigen.painting.grid import Rectangle, Window
+from wsigen.painting.occupancy import changed_windows
+from wsigen.painting.on_demand import CACHE_BYTES
+from wsigen.painting.slide_worker import fixed_threads
+from wsigen.rendering.on_demand import GeneratedSlide
+from wsigen.rendering.render import MaskFacts, RenderPlan, plan_render
 from wsigen.slides.pyramid import halve, level_sizes
 from wsigen.slides.tiled_tiff import TILE
-from wsigen.tiling.grid import Rectangle, Window
-from wsigen.tiling.live import CACHE_BYTES
-from wsigen.tiling.studio import fixed_threads
-from wsigen.tiling.survey import changed_windows
+from wsigen.system.caching import file_stamp
 from wsigen.viewer.chart import ChartMaker, MaskChart
 from wsigen.viewer.overlays import MaskOverlay
 from wsigen.viewer.stain_preview import preview_pixels

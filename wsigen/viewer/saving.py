@@ -10,8 +10,8 @@ from typing import Any
 
 from wsigen.config import RenderSettings
 from wsigen.errors import WsigenError
-from wsigen.rendering import RenderPlan, canvas_beside, render
-from wsigen.tiling.engine import Progress
+from wsigen.painting.scheduler import Progress
+from wsigen.rendering.render import RenderPlan, canvas_beside, render
 
 
 def slide_path(plan: RenderPlan, chosen: Path | None) -> Path:

@@ -14,12 +14,12 @@ from typing import Self
 import numpy as np
 
 from wsigen.errors import MaskError
-from wsigen.folders import temporary_beside
 from wsigen.masks.classes import ClassTable, NucleusClass
 from wsigen.masks.exporters.nuclei import Runs, finished_nuclei, finished_tissue
 from wsigen.masks.origin import Origin
 from wsigen.masks.outline import trace_runs
 from wsigen.masks.slide_mask import MaskSource, SlideMask
+from wsigen.system.folders import temporary_beside
 
 # name -> ending of its files. The folder of OME-Zarr labels is written by a module of its own.
 # These hold outlines by themselves, so they may count from a slide's bounds; the others describe the whole picture.

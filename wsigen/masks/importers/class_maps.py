@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from wsigen.errors import MaskError
-from wsigen.text_files import read_text
+from wsigen.system.text_files import read_text
 
 SKIP, TISSUE_REGION = -1, -2
 UNCLASSIFIED = "unclassified"

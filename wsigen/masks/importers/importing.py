@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 
 from wsigen.errors import MaskError
-from wsigen.folders import temporary_beside
 from wsigen.masks.importers import label_import
 from wsigen.masks.importers.class_maps import SKIP, TISSUE_REGION, ClassMap, class_map
 from wsigen.masks.importers.outlines import OutlineSet
@@ -30,6 +29,7 @@ from wsigen.masks.importers.tissue import (
 )
 from wsigen.masks.window import TISSUE, MaskWindow
 from wsigen.masks.writer import write_slide_mask
+from wsigen.system.folders import temporary_beside
 
 
 def import_mask(

@@ -10,7 +10,7 @@ import codecs
 import re
 from typing import Protocol
 
-from wsigen.text_files import UTF16_MARKS
+from wsigen.system.text_files import UTF16_MARKS
 
 _WORDS = (b"NaN", b"Infinity")
 _BARE = re.compile(b"-?(?:" + b"|".join(_WORDS) + b")")

@@ -26,7 +26,7 @@ from wsigen.masks.importers.sources import Labels, LabelSource
 from wsigen.masks.palettes import palette_indices
 from wsigen.masks.slide_mask import SlideMask
 from wsigen.masks.tiff_planes import PLANE_NAMES, LabelPage, label_pages, page_rows
-from wsigen.text_files import read_text
+from wsigen.system.text_files import read_text
 
 YIELDED_ROWS = 128  # what is made from a band is then small
 MAX_TABLE_BYTES = 1 << 28

@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 
 from wsigen.errors import MaskError
-from wsigen.folders import temporary_beside
 from wsigen.masks.importers.class_maps import SKIP, TISSUE_REGION, UNCLASSIFIED, class_map
 from wsigen.masks.importers.report import ImportReport, listed, refuse_empty, refuse_unknown
 from wsigen.masks.importers.settings import ImportSettings, check_size
@@ -20,6 +19,7 @@ from wsigen.masks.scale import plausible_mpp, plausible_sizes, square_mpp
 from wsigen.masks.slide_mask import SlideMask
 from wsigen.masks.window import GLASS, TISSUE, MaskWindow
 from wsigen.masks.writer import rebuffered, write_slide_mask
+from wsigen.system.folders import temporary_beside
 
 MAX_ID = 2**32 - 1
 LARGEST_TABLE = 1 << 24

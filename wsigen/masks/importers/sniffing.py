@@ -9,7 +9,7 @@ from pathlib import Path
 
 from wsigen.errors import MaskError
 from wsigen.masks.importers.sources import LabelSource, OutlineSource, damage_is_one_line, zipped_files
-from wsigen.text_files import UTF16_MARKS
+from wsigen.system.text_files import UTF16_MARKS
 
 HEAD_BYTES = 1 << 16
 _HDF5 = b"\x89HDF\r\n\x1a\n"

@@ -20,7 +20,7 @@ import ijson
 import numpy as np
 
 from wsigen.errors import MaskError
-from wsigen.folders import is_dropping
+from wsigen.system.folders import is_dropping
 
 Progress = Callable[[str, float], None]  # what is being done, share of it that is done
 

@@ -12,11 +12,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from wsigen.cores import available_cores
 from wsigen.masks.synthesis.decoding import HALO, REACH, Decoder
 from wsigen.masks.synthesis.layout import Layout
 from wsigen.masks.synthesis.mask_code import LAND
 from wsigen.masks.window import TISSUE, MaskWindow
+from wsigen.system.cores import available_cores
 
 TILE = 1024
 DECODERS = 8  # tiles at a time; each takes some 150 MB

@@ -1,0 +1,534 @@
+"""From slide masks to slides: the functions behind ``wsigen render``.
+
+:func:`plan_render` reads and checks everything and touches nothing; :class:`RenderPlan` then says what would be done.
+:func:`render` does it: paints the canvas, encodes the pyramid and keeps a picture of the whole slide up to date
+meanwhile, and writes the record from which the same pixels can be painted again. :func:`render_many` does so for many
+slides on one set of workers.
+"""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from wsigen import __version__
+from wsigen.config import RenderSettings
+from wsigen.errors import SettingsError
+from wsigen.masks.exporters import export_mask
+from wsigen.masks.slide_mask import MaskSource, MaskWindow, SlideMask, resampled_to, write_slide_mask
+from wsigen.masks.summary import MaskSummary
+from wsigen.models.config import ModelConfig
+from wsigen.models.nasdm import weights_sha256
+from wsigen.models.registry import DEFAULT_MODEL, find_model
+from wsigen.models.stain import StainStyle, measure_style_file
+from wsigen.painting.canvas import Canvas, write_json
+from wsigen.painting.cluster import Machine, open_executor
+from wsigen.painting.estimate import Projection, project, refuse_what_does_not_fit
+from wsigen.painting.grid import BlockGrid, Rectangle, WindowGrid, usual_blend
+from wsigen.painting.occupancy import window_occupancy
+from wsigen.painting.painter import compiles_first
+from wsigen.painting.scheduler import Progress, Run, TaskScheduler, plan_blocks
+from wsigen.painting.spec import PaintSpec, run_record
+from wsigen.rendering.records import record_data, record_of
+from wsigen.rendering.slide_file import Assembler
+from wsigen.slides.formats import FORMATS, SlideFormat, check_target, format_of, stem_of
+from wsigen.slides.metadata import SlideMetadata
+
+# The record of a render is NAME.json, and a slide may be NAME.ome.zarr.
+LABEL_ENDINGS = {"geojson": ".geojson", "db": ".db", "coco": ".coco.json", "ome.zarr": ".labels.ome.zarr"}
+
+
+def canvas_beside(slide: Path) -> Path:
+    """Where the canvas store of a slide lies unless another folder is chosen."""
+    return slide.with_name(slide.name + ".canvas")
+
+
+@dataclass(frozen=True)
+class RenderPlan:
+    """Everything that a render will do, resolved and checked."""
+
+    mask: Path
+    out: Path
+    config: ModelConfig
+    summary: MaskSummary
+    mask_mpp: float | None  # as stored in the mask
+    spec: PaintSpec
+    grid: WindowGrid
+    machine: Machine
+    workers: int
+    jpeg_quality: int
+    model_sha256: str
+    resamples: bool
+    occupied: np.ndarray = field(compare=False)  # windows that may hold more than glass, bool (rows, columns)
+    scheduler: Any = None
+    canvas_folder: Path | None = None
+    rect: Rectangle | None = None  # the part that is painted; None: all of it
+    format: SlideFormat = FORMATS["svs"]
+    labels_format: str | None = None
+    patient_id: str = ""
+
+    def beside(self, ending: str) -> Path:
+        """What lies beside the slide, by its ending."""
+        return self.out.with_name(stem_of(self.out) + ending)
+
+    @property
+    def labels(self) -> Path | None:
+        """The ground truth beside the slide, if it is asked for."""
+        if self.labels_format is None:
+            return None
+        return self.beside(LABEL_ENDINGS[self.labels_format])
+
+    @property
+    def canvas(self) -> Path:
+        """Folder of the canvas store: beside the slide unless another one is chosen."""
+        return self.canvas_folder or canvas_beside(self.out)
+
+    @property
+    def width(self) -> int:
+        """Width of the slide in pixels."""
+        return self.rect.width if self.rect else self.grid.width
+
+    @property
+    def height(self) -> int:
+        """Height of the slide in pixels."""
+        return self.rect.height if self.rect else self.grid.height
+
+    @cached_property
+    def layout(self) -> BlockGrid:
+        """Blocks of the canvas: single windows where only a part is painted, so that nothing else is."""
+        return BlockGrid(self.grid, 1) if self.rect else plan_blocks(self.grid, self.spec, self.workers)
+
+    @property
+    def metadata(self) -> SlideMetadata:
+        """What the slide says about itself."""
+        spec = self.spec
+        provenance = {
+            "version": __version__,
+            "model": f"{self.config.name} v{self.config.version}",
+            "model_sha256": self.model_sha256,
+            "seed": str(spec.seed),
+            "style": spec.style.name,
+            "steps": str(spec.num_inference_steps),
+            **({"guidance_scale": f"{spec.guidance_scale:g}"} if spec.guided else {}),
+            "mask_sha256": self.summary.sha256,
+        }
+        if self.rect:
+            provenance["rect"] = " ".join(map(str, self.rect))
+        return SlideMetadata(spec.mpp, self.config.objective_power, provenance)
+
+    @cached_property
+    def projection(self) -> Projection:
+        """What the render will need."""
+        needed = self.occupied
+        if self.rect:
+            needed = np.zeros_like(needed)
+            for i, j in self.grid.closure(self.rect):
+                needed[j, i] = self.occupied[j, i]
+        remote = self.scheduler is not None
+        return project(self.spec, self.config, self.layout, needed, self.workers, remote=remote)
+
+    @property
+    def picture(self) -> Path:
+        """Picture of the whole slide, beside it."""
+        return self.beside(".png")
+
+    @property
+    def record(self) -> Path:
+        """Record of the render, beside the slide."""
+        return record_of(self.out)
+
+    @property
+    def resampled_mask(self) -> Path:
+        """The mask at the slide's scale, written only where it was resampled."""
+        return self.beside("_mask.tif")
+
+    @property
+    def run(self) -> dict[str, Any]:
+        """All that decides the pixels, see `run_record`."""
+        extra = {"back_ends": self.machine.back_ends}
+        return run_record(self.spec, self.summary.sha256, self.model_sha256, extra, self.machine.environment)
+
+    @property
+    def companions(self) -> list[Path]:
+        """What is written beside the slide."""
+        labels = [self.labels] if self.labels is not None else []
+        return [self.picture, self.record, *labels] + [self.resampled_mask] * self.resamples
+
+    def describe(self) -> list[str]:
+        """Lines for people: the model and its terms; the mask and what it holds; notes of what looks wrong."""
+        config, summary, spec = self.config, self.summary, self.spec
+        model = (
+            f"model {config.name} v{config.version} ({config.terms or config.licence or 'own weights'}), style "
+            f"{spec.style.name}, {spec.sampling}, on {self.machine.device.description}"
+        )
+        counts = ", ".join(f"{count:,} {name}" for name, count in zip(config.classes.names, summary.nuclei))
+        stored = f"{self.mask_mpp:g} um/px" if self.mask_mpp else f"no scale stored: taken as {spec.mpp:g} um/px"
+        mask = f"mask {self.mask.name}: {summary.width:,} x {summary.height:,} px, {stored}; nuclei: {counts}"
+        if self.resamples:
+            mask += f"; painted at {spec.mpp:g} um/px, {self.grid.width:,} x {self.grid.height:,} px"
+        if self.rect:
+            mask += f"; painted: {self.rect.width:,} x {self.rect.height:,} px at ({self.rect.x}, {self.rect.y})"
+        compiles = "kernels are compiled for this GPU first, once a machine: some seconds"
+        waits = self.scheduler is None and compiles_first(spec.device)
+        notes = (summary.hint, config.stain_note(spec.style), compiles if waits else "")
+        return [model, mask] + [f"note: {note}" for note in notes if note]
+
+
+@dataclass(frozen=True)
+class RenderResult:
+    """What a render wrote. ``timings``: seconds by stage, and the share of the painting that devices were idle."""
+
+    slide: Path
+    picture: Path
+    record: Path
+    width: int
+    height: int
+    windows: int
+    painted: int
+    seconds: float
+    timings: dict[str, float] = field(default_factory=dict)
+
+
+def open_mask(path: str | Path, class_count: int = 6) -> SlideMask:
+    """Open a slide mask for windowed reading; MaskError says what is wrong with a bad one."""
+    return SlideMask.open(path, class_count)
+
+
+@dataclass(frozen=True)
+class MaskFacts:
+    """What a render needs to know of a mask: read in one pass, the same for every seed and style."""
+
+    summary: MaskSummary
+    stored_mpp: float | None
+    mpp: float  # that the slide is painted at
+    width: int  # of the slide
+    height: int
+    halo_source: MaskSource = field(compare=False)  # closed: for its planes and sizes
+
+    @classmethod
+    def read(
+        cls, mask: str | Path, config: ModelConfig, watch: Callable[[MaskWindow], None] = lambda band: None
+    ) -> MaskFacts:
+        """Read a mask once, from end to end; ``watch`` sees its bands, from the top down."""
+        with SlideMask.open(mask, len(config.classes)) as source:
+            target = _target_mpp(source.mpp, config.mpp)
+            scaled = resampled_to(source, target)
+            return cls(source.scan(watch), source.mpp, target, scaled.width, scaled.height, scaled)
+
+
+def plan_render(
+    mask: str | Path,
+    out: str | Path | None = None,
+    settings: RenderSettings | None = None,
+    facts: MaskFacts | None = None,
+) -> RenderPlan:
+    """Resolve and check a render without writing anything. Raises a WsigenError that names what to mend.
+
+    ``facts`` are of this mask, where they are known already.
+    """
+    settings = settings or RenderSettings()
+    folder = find_model(settings.model or DEFAULT_MODEL)
+    config = ModelConfig.load(folder)
+    if config.paints != "slide":
+        raise SettingsError(f"--model {folder}: paints masks, not slides; use it with `wsigen mask sample --model`")
+    machine = machine_of(settings)
+    path = _slide_path(mask, out, settings.format)
+    if settings.labels is not None and settings.labels not in LABEL_ENDINGS:
+        raise SettingsError(f"labels {settings.labels!r}: must be one of {', '.join(LABEL_ENDINGS)}")
+    if settings.labels is not None and settings.rect is not None:
+        raise SettingsError("--labels: of whole slides; leave it out with --rect")
+    facts = facts or MaskFacts.read(mask, config)
+    spec = paint_spec(Path(mask), folder, config, _style(settings.style, config), facts.mpp, settings, machine)
+    grid = spec.grid(facts.width, facts.height)
+    summary = facts.summary
+    return RenderPlan(
+        mask=Path(mask),
+        out=path,
+        config=config,
+        summary=summary,
+        mask_mpp=facts.stored_mpp,
+        spec=spec,
+        grid=grid,
+        machine=machine,
+        workers=settings.default("workers"),
+        jpeg_quality=settings.default("jpeg_quality"),
+        model_sha256=weights_sha256(folder),
+        resamples=(facts.width, facts.height) != (summary.width, summary.height),
+        occupied=window_occupancy(grid, facts.halo_source, summary, spec.mpp),
+        scheduler=settings.dask_scheduler,
+        canvas_folder=Path(settings.canvas) if settings.canvas else None,
+        rect=rect_of(settings.rect, grid),
+        format=format_of(path, settings.format),
+        labels_format=settings.labels,
+        patient_id=settings.patient_id,
+    )
+
+
+def paint_spec(
+    source: Path,
+    model: Path,
+    config: ModelConfig,
+    style: StainStyle,
+    mpp: float,
+    settings: RenderSettings,
+    machine: Machine,
+) -> PaintSpec:
+    """What painting from ``source`` (a mask, or a layout) takes: the settings, else the model's own, else defaults."""
+    device, batch_size = machine.device, settings.batch_size
+    overlap = config.overlap if settings.overlap is None else settings.overlap
+    blend = usual_blend(overlap) if settings.blend is None else settings.blend
+    steps = settings.steps or config.num_inference_steps
+    return PaintSpec(
+        mask=str(source.resolve()),
+        model=str(model),
+        style=style,
+        mpp=mpp,
+        seed=settings.default("seed"),
+        sampler=config.sampler_for(steps, settings.sampler),
+        num_inference_steps=steps,
+        guidance_scale=config.guidance_for(settings.guidance_scale),
+        window=settings.window or config.window,
+        overlap=overlap,
+        blend=blend if config.paints == "slide" else 0,  # colours of masks stand for classes: a mean is of none
+        batch_size=settings.default("batch_size")[device.device] if batch_size is None else batch_size,
+        device=device.device,
+        dtype=device.dtype,
+    )
+
+
+def machine_of(settings: RenderSettings) -> Machine:
+    """What will paint: this machine, or the workers of a cluster."""
+    if settings.dask_scheduler is None:
+        return Machine.here(settings.device, settings.dtype)
+    return Machine.of_cluster(settings.dask_scheduler, settings.device, settings.dtype)
+
+
+def rect_of(rect: tuple[int, int, int, int] | None, grid: WindowGrid) -> Rectangle | None:
+    """The part that is asked for; SettingsError if it is not inside the slide."""
+    if rect is None:
+        return None
+    x, y, width, height = rect
+    if min(x, y) < 0 or min(width, height) < 1 or x + width > grid.width or y + height > grid.height:
+        raise SettingsError(
+            f"--rect {x} {y} {width} {height}: not inside the slide of {grid.width} x {grid.height} pixels"
+        )
+    return Rectangle(x, y, width, height)
+
+
+def _slide_path(mask: str | Path, out: str | Path | None, format: str | None) -> Path:
+    """Where the slide goes: beside the mask unless it is said. Its format must be known and fit its name."""
+    ending = FORMATS[format].ending if format in FORMATS else ".svs"
+    path = Path(out) if out else Path(mask).with_suffix(ending)
+    if format_of(path, format).name == "dicom":
+        from wsigen.slides.dicom import require_wsidicomizer
+
+        require_wsidicomizer()
+    if not path.parent.is_dir():
+        raise SettingsError(f"-o {path}: the folder {path.parent} does not exist; make it first")
+    return path
+
+
+def _target_mpp(mask_mpp: float | None, model_mpp: float) -> float:
+    """Within 5 % of the model's scale the slide keeps the mask's, so that labels stay pixel-exact."""
+    return mask_mpp if mask_mpp and abs(mask_mpp / model_mpp - 1) <= 0.05 else model_mpp
+
+
+def _style(style: str | StainStyle | None, config: ModelConfig) -> StainStyle:
+    """A named style, the style of a picture or slide, or one that is measured already."""
+    if isinstance(style, StainStyle):
+        return style
+    if style and style not in {named.name for named in config.styles} and Path(style).suffix:
+        return measure_style_file(Path(style), config.mpp)
+    return config.style(style)
+
+
+def render(
+    mask: str | Path,
+    out: str | Path | None = None,
+    *,
+    overwrite: bool = False,
+    resume: bool = False,
+    keep_canvas: bool = False,
+    on_plan: Callable[[RenderPlan], None] = lambda plan: None,
+    on_paint: Callable[[Progress], None] = lambda progress: None,
+    on_rows: Callable[[int], None] = lambda rows: None,
+    **settings: Any,
+) -> RenderResult:
+    """Paint the slide of ``mask`` to ``out`` (default: beside the mask), and a picture and a record beside it.
+
+    Further keywords are those of :class:`wsigen.config.RenderSettings`: ``model``, ``style``, ``seed``, ``steps`` and
+    so on. An existing slide is replaced only with ``overwrite``; a canvas that an interrupted render left is continued
+    with ``resume`` and discarded with ``overwrite``. ``on_plan``, ``on_paint`` and ``on_rows`` report the plan, windows
+    painted, and pixel rows encoded. With more than one worker call it under ``if __name__ == "__main__"``.
+    """
+    started = time.monotonic()
+    plan = plan_render(mask, out, RenderSettings(**settings))
+    on_plan(plan)
+    with ExitStack() as stack:
+        slide = stack.enter_context(RenderJob(plan, overwrite, resume, keep_canvas, on_paint, on_rows, started))
+        if not slide.run.finished:
+            engine = TaskScheduler(stack.enter_context(open_executor(plan.spec.device, plan.workers, plan.scheduler)))
+            engine.add(slide.run)
+            while not slide.run.finished:
+                engine.step()
+                if slide.run.error is not None:
+                    raise slide.run.error
+        return slide.finish()
+
+
+class RenderJob:
+    """One slide on its way: its canvas is being painted and its file written. As a context it leaves no half file."""
+
+    def __init__(
+        self,
+        plan: RenderPlan,
+        overwrite: bool,
+        resume: bool,
+        keep_canvas: bool,
+        on_paint: Callable[[Progress], None] = lambda progress: None,
+        on_rows: Callable[[int], None] = lambda rows: None,
+        started: float | None = None,
+    ) -> None:
+        self.plan, self.keep_canvas, self.on_paint, self.on_rows = plan, keep_canvas, on_paint, on_rows
+        self.started = started or time.monotonic()
+        self.assembler: Assembler | None = None
+        check_canvas_folder(plan)
+        refuse_what_does_not_fit(plan.projection, plan.spec, plan.canvas, plan.out, plan.workers)
+        _make_way(plan, overwrite, resume)
+        if plan.resamples:
+            _write_resampled(plan)
+        self.planned = time.monotonic()
+        self.canvas = Canvas.resume(plan.canvas, plan.layout, plan.run)
+        region, occupied = plan.rect, plan.occupied
+        self.run = Run(self.canvas, plan.spec, region=region, occupied=occupied, on_progress=self._on_progress)
+
+    def __enter__(self) -> RenderJob:
+        self.start()
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.stop()
+
+    def start(self) -> None:
+        """Begin to write the file."""
+        plan = self.plan
+        glass_rgb = plan.spec.style.glass_rgb
+        self.assembler = Assembler(
+            self.canvas,
+            plan.out,
+            plan.picture,
+            plan.metadata,
+            glass_rgb,
+            plan.jpeg_quality,
+            plan.rect,
+            plan.format,
+            plan.patient_id,
+        )
+        if self.run.finished:
+            self.run.report(None)
+
+    def stop(self) -> None:
+        """Give up what is not finished: the canvas stays, half a file does not."""
+        if self.assembler is not None:
+            self.assembler.stop()
+
+    def encoded(self) -> bool:
+        """Whether `finish` would not wait. To be asked once all is painted."""
+        assert self.assembler is not None
+        return self.assembler.ended()
+
+    def _on_progress(self, progress: Progress) -> None:
+        assert self.assembler is not None
+        self.assembler.painted(progress.rows_done, progress.ended)
+        self.on_paint(progress)
+        if self.assembler.rows_encoded:
+            self.on_rows(self.assembler.rows_encoded)
+
+    def finish(self) -> RenderResult:
+        """Wait for the file, write the record, remove the canvas."""
+        assert self.assembler is not None
+        painted = time.monotonic()
+        self.assembler.finish(self.on_rows)
+        ended, plan, progress = time.monotonic(), self.plan, self.run.progress
+        timings = {
+            "planning": self.planned - self.started,
+            "opening": painted - self.planned - progress.seconds,
+            "painting": progress.seconds,
+            "encoding": ended - painted,  # what painting did not hide
+            "device": progress.work.device,
+            "reading": progress.work.reading,
+            "writing": progress.work.writing,
+            "idle_share": 1 - progress.device_share,
+        }
+        if plan.labels is not None:
+            labelled = plan.resampled_mask if plan.resamples else plan.mask
+            export_mask(labelled, plan.labels, plan.config.classes, plan.labels_format, True)
+        write_json(plan.record, record_data(plan, timings, self.run.ways))
+        if not self.keep_canvas:
+            self.canvas.remove()
+        return RenderResult(
+            plan.out,
+            plan.picture,
+            plan.record,
+            plan.width,
+            plan.height,
+            progress.total,
+            progress.painted,
+            time.monotonic() - self.started,
+            timings,
+        )
+
+
+def check_canvas_folder(plan: RenderPlan) -> None:
+    """Raise SettingsError if the folder that shall hold the canvas has no place to be."""
+    if not plan.canvas.parent.is_dir():
+        raise SettingsError(f"--canvas {plan.canvas}: the folder {plan.canvas.parent} does not exist; make it first")
+
+
+def _make_way(plan: RenderPlan, overwrite: bool, resume: bool) -> None:
+    """Refuse to touch what exists unless told to; discard an old canvas only to overwrite."""
+    if plan.out.exists() and not (overwrite or resume):
+        raise SettingsError(f"{plan.out} exists; replace it with --overwrite, or choose another name with -o")
+    if plan.out.exists() and resume and not overwrite and not plan.canvas.exists():
+        raise SettingsError(f"{plan.out} is finished, nothing is left to resume; paint it anew with --overwrite")
+    if plan.out.exists() and plan.format.name != "svs":
+        check_target(plan.out, plan.format, overwrite=True)
+    if plan.resamples and plan.resampled_mask.resolve() == plan.mask.resolve():
+        raise SettingsError(
+            f"{plan.mask}: the mask at the slide's scale would be written over it; choose another name with -o"
+        )
+    for path in plan.companions:
+        if path.exists() and not (overwrite or resume):
+            raise SettingsError(f"{path} exists; replace it with --overwrite, or choose another name with -o")
+    if plan.canvas.exists() and not resume:
+        if not overwrite:
+            raise SettingsError(f"{plan.canvas} holds an unfinished render; continue it with --resume, or --overwrite")
+        shutil.rmtree(plan.canvas)
+
+
+def _write_resampled(plan: RenderPlan) -> None:
+    """Write the mask that the slide's pixels follow, so that its labels are exact too."""
+    with SlideMask.open(plan.mask, len(plan.config.classes)) as source:
+        scaled: MaskSource = resampled_to(source, plan.spec.mpp)
+
+        def band(y0: int, y1: int) -> MaskWindow:
+            return scaled.read(0, y0, scaled.width, y1 - y0)
+
+        write_slide_mask(
+            plan.resampled_mask,
+            scaled.width,
+            scaled.height,
+            plan.spec.mpp,
+            band,
+            instances=scaled.has_instances,
+            tissue=scaled.has_tissue,
+            overwrite=True,
+        )
