@@ -41,7 +41,7 @@ from wsigen.painting.scheduler import Run, TaskScheduler
 from wsigen.painting.slide_worker import TaskResult
 from wsigen.painting.spec import PaintSpec, run_record
 from wsigen.painting.tasks import Task
-from wsigen.rendering.render import RenderResult, render
+from wsigen.rendering.job import RenderResult, render
 from wsigen.slides.metadata import SlideMetadata
 from wsigen.slides.pyramid import constant
 from wsigen.slides.svs import write_svs_panels

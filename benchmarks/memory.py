@@ -42,7 +42,7 @@ def write_mask(path: Path, side: int) -> None:
 
 def render_once(folder: Path, side: int, answer: multiprocessing.Queue) -> None:
     """Render, in a process of its own: windows painted, and peak memory in MB."""
-    from wsigen.rendering.render import render
+    from wsigen.rendering.job import render
 
     slide = folder / f"{side}.svs"
     done = render(folder / f"{side}.tif", slide, model=folder / "tiny", device="cpu", steps=1, window=256, overlap=32)

@@ -1,4 +1,4 @@
-"""How fast a whole slide is painted: mask in, .svs out, through :func:`wsigen.rendering.render.render`.
+"""How fast a whole slide is painted: mask in, .svs out, through :func:`wsigen.render`.
 
 The slide goes to a temporary folder and is removed. Time is divided into planning (the mask is read and checked),
 painting (loading the model included) and encoding (pyramid, picture and record).
@@ -27,7 +27,8 @@ from wsigen.models.nasdm import NasdmModel
 from wsigen.models.registry import find_model
 from wsigen.models.stain import StainStyle
 from wsigen.painting.scheduler import Progress
-from wsigen.rendering.render import RenderPlan, render
+from wsigen.rendering.job import render
+from wsigen.rendering.plan import RenderPlan
 from wsigen.system.devices import choose_device
 
 EXAMPLE = Path(__file__).resolve().parent.parent / "examples" / "slide_masks.tif"

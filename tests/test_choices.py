@@ -2,7 +2,7 @@
 
 from wsigen import choices
 from wsigen.masks.exporters.exporting import FORMATS as LABEL_TABLE
-from wsigen.rendering.render import LABEL_ENDINGS
+from wsigen.rendering.plan import LABEL_ENDINGS
 from wsigen.slides.formats import FORMATS as SLIDE_TABLE
 from wsigen.system.devices import DTYPES
 

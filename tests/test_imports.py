@@ -35,7 +35,7 @@ EXCEPTIONS = {
     ("wsigen.masks.exporters.tiatoolbox", "wsigen.masks.exporters.exporting"),
     ("wsigen.models.unet", "wsigen.models.fused"),
     ("wsigen.rendering.records", "wsigen"),
-    ("wsigen.rendering.render", "wsigen"),
+    ("wsigen.rendering.job", "wsigen"),
     ("wsigen.cli.synth", "wsigen.cli.main"),
     ("wsigen.training.recognising", "wsigen.evaluation.networks"),
     ("wsigen.training.segmenting", "wsigen.evaluation.networks"),

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 _PUBLIC = {
-    "render": "wsigen.rendering.render",
-    "RenderResult": "wsigen.rendering.render",
-    "open_mask": "wsigen.rendering.render",
+    "render": "wsigen.rendering.job",
+    "RenderResult": "wsigen.rendering.job",
+    "open_mask": "wsigen.rendering.plan",
     "render_many": "wsigen.rendering.many",
     "open_generated": "wsigen.rendering.on_demand",
     "verify": "wsigen.rendering.verifying",
@@ -35,9 +35,10 @@ __all__ = [
 if TYPE_CHECKING:
     from wsigen.errors import WsigenError
     from wsigen.models.nasdm import NasdmModel
+    from wsigen.rendering.job import RenderResult, render
     from wsigen.rendering.many import render_many
     from wsigen.rendering.on_demand import open_generated
-    from wsigen.rendering.render import RenderResult, open_mask, render
+    from wsigen.rendering.plan import open_mask
     from wsigen.rendering.verifying import verify
 
 

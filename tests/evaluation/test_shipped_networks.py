@@ -17,7 +17,7 @@ from wsigen.evaluation.slides import SlidePixels
 from wsigen.masks.demo import write_demo_mask
 from wsigen.models.config import ModelConfig
 from wsigen.models.registry import DEFAULT_MODEL, find_model
-from wsigen.rendering.render import render
+from wsigen.rendering.job import render
 
 CPU = torch.device("cpu")
 

@@ -27,7 +27,7 @@ from wsigen.painting.canvas import Canvas
 from wsigen.painting.painter import Painter, WindowJob
 from wsigen.painting.rows import rows_are_equal
 from wsigen.painting.slide_worker import load_model, make_painter
-from wsigen.rendering.render import canvas_beside, plan_render
+from wsigen.rendering.plan import canvas_beside, plan_render
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 

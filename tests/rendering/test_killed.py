@@ -15,7 +15,7 @@ import pytest
 from wsigen.cli.main import STOPPED
 from wsigen.errors import ClusterError, StoreError
 from wsigen.painting.canvas import Canvas
-from wsigen.rendering.render import render
+from wsigen.rendering.job import render
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="sends signals")
 STEPS = 6

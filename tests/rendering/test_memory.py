@@ -15,7 +15,7 @@ from wsigen.masks.writer import write_slide_mask
 CODE = """
 import sys
 from pathlib import Path
-from wsigen.rendering.render import render
+from wsigen.rendering.job import render
 if __name__ == "__main__":
     settings = {"model": sys.argv[3], "device": "cpu", "steps": 1, "window": 256, "overlap": 32}
     result = render(sys.argv[1], sys.argv[2], overwrite=True, **settings)

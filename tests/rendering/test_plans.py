@@ -21,7 +21,8 @@ from wsigen.models.stain_response import StainResponse
 from wsigen.painting.canvas import Canvas
 from wsigen.painting.cost import COSTS, _Peak, batch_cost, trace_shipped
 from wsigen.painting.estimate import refuse_what_does_not_fit
-from wsigen.rendering.render import plan_render, render
+from wsigen.rendering.job import render
+from wsigen.rendering.plan import plan_render
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "slide_masks.tif"
 
@@ -168,7 +169,7 @@ def test_listed_costs_are_those_that_are_traced():
 def test_planning_imports_neither_what_traces_networks_nor_clusters(tmp_path):
     """Each takes seconds of every start."""
     script = (
-        "import sys; from wsigen.rendering.render import plan_render; "
+        "import sys; from wsigen.rendering.plan import plan_render; "
         f"plan_render({str(EXAMPLE)!r}, {str(tmp_path / 's.svs')!r}).projection; "
         "print([name for name in ('torch._dynamo', 'sympy', 'distributed') if name in sys.modules])"
     )

@@ -10,7 +10,7 @@ from served import eventually, read_all, with_new_nucleus, write_mask
 from wsigen.errors import ModelError, SettingsError
 from wsigen.models.config import ModelConfig
 from wsigen.painting.grid import Rectangle
-from wsigen.rendering.render import plan_render
+from wsigen.rendering.plan import plan_render
 from wsigen.slides.pyramid import halve
 from wsigen.viewer.painting import LiveSlide, ReadMask, read_mask
 

@@ -25,8 +25,9 @@ from wsigen.masks.origin import ORIGIN_HELP, Origin
 
 if TYPE_CHECKING:
     from wsigen.painting.scheduler import Progress
+    from wsigen.rendering.job import RenderResult
     from wsigen.rendering.many import SlideEntry
-    from wsigen.rendering.render import RenderPlan, RenderResult
+    from wsigen.rendering.plan import RenderPlan
     from wsigen.rendering.synthesis import MaskPlan
     from wsigen.slides.info import SlideInfo
 
@@ -161,7 +162,7 @@ def _render_one(
     options: dict[str, Any],
     check: Callable[[RenderPlan], None] = lambda plan: None,
 ) -> None:
-    from wsigen.rendering.render import render as run
+    from wsigen.rendering.job import render as run
 
     acts = {name: options.pop(name) for name in ("overwrite", "resume", "keep_canvas")}
     if only_plan:
@@ -181,7 +182,7 @@ def _show_plan(mask: Path, out: Path | None, options: dict[str, Any], check: Cal
     """Print what a render would do and need; raises SettingsError if it does not fit."""
     from wsigen.config import RenderSettings
     from wsigen.painting.estimate import measured_seconds, refuse_what_does_not_fit
-    from wsigen.rendering.render import plan_render
+    from wsigen.rendering.plan import plan_render
 
     plan = plan_render(mask, out, RenderSettings(**options))
     for line in plan.describe():

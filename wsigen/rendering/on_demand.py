@@ -23,7 +23,7 @@ from wsigen.errors import MaskError, SettingsError
 from wsigen.masks.slide_mask import SlideMask
 from wsigen.models.nasdm import NasdmModel
 from wsigen.painting.on_demand import CACHE_BYTES, LivePainter, never
-from wsigen.rendering.render import RenderPlan, plan_render
+from wsigen.rendering.plan import RenderPlan, plan_render
 from wsigen.slides.label import draw_label
 from wsigen.slides.pyramid import halve, level_sizes
 from wsigen.slides.tiled_tiff import TILE

@@ -37,7 +37,8 @@ from wsigen.painting.grid import BlockGrid, Rectangle, WindowGrid
 from wsigen.painting.occupancy import survey_layout
 from wsigen.painting.scheduler import Progress, paint_canvas, plan_blocks
 from wsigen.painting.spec import PaintSpec, run_record
-from wsigen.rendering.render import RenderResult, machine_of, paint_spec, rect_of, render
+from wsigen.rendering.job import RenderResult, render
+from wsigen.rendering.plan import machine_of, paint_spec, rect_of
 from wsigen.slides.formats import stem_of
 from wsigen.system.pictures import load_picture
 

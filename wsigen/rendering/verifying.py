@@ -16,8 +16,8 @@ from wsigen.config import RenderSettings
 from wsigen.errors import SettingsError, SlideError
 from wsigen.painting.grid import Rectangle, Window
 from wsigen.rendering.on_demand import GeneratedSlide
+from wsigen.rendering.plan import plan_render
 from wsigen.rendering.records import SlideRecord, record_of
-from wsigen.rendering.render import plan_render
 from wsigen.slides.tiled_tiff import TILE, TileJpeg
 
 TOLERANCE = 2.0  # of 255, on the mean absolute difference of a tile; decoders round differently, by less than 1

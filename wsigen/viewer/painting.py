@@ -30,7 +30,7 @@ from wsigen.painting.occupancy import changed_windows
 from wsigen.painting.on_demand import CACHE_BYTES
 from wsigen.painting.slide_worker import fixed_threads
 from wsigen.rendering.on_demand import GeneratedSlide
-from wsigen.rendering.render import MaskFacts, RenderPlan, plan_render
+from wsigen.rendering.plan import MaskFacts, RenderPlan, plan_render
 from wsigen.slides.pyramid import halve, level_sizes
 from wsigen.slides.tiled_tiff import TILE
 from wsigen.system.caching import file_stamp

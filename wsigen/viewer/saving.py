@@ -11,7 +11,8 @@ from typing import Any
 from wsigen.config import RenderSettings
 from wsigen.errors import WsigenError
 from wsigen.painting.scheduler import Progress
-from wsigen.rendering.render import RenderPlan, canvas_beside, render
+from wsigen.rendering.job import render
+from wsigen.rendering.plan import RenderPlan, canvas_beside
 
 
 def slide_path(plan: RenderPlan, chosen: Path | None) -> Path:

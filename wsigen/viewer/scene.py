@@ -20,7 +20,7 @@ from wsigen.masks.slide_mask import SlideMask
 from wsigen.models.config import ModelConfig
 from wsigen.models.registry import DEFAULT_MODEL, load_config
 from wsigen.painting.on_demand import CACHE_BYTES
-from wsigen.rendering.render import MaskFacts, plan_render
+from wsigen.rendering.plan import MaskFacts, plan_render
 from wsigen.viewer.outlines import OutlineOverlay
 from wsigen.viewer.overlays import MaskOverlay, Overlay
 from wsigen.viewer.painting import LiveSlide, ReadMask, read_mask
