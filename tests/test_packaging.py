@@ -54,9 +54,10 @@ def test_the_version_stands_in_one_place(tmp_path):
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, tmp_path / name)
     (tmp_path / "wsigen").mkdir()
-    source = (ROOT / "wsigen" / "__init__.py").read_text(encoding="utf-8")
+    shutil.copy(ROOT / "wsigen" / "__init__.py", tmp_path / "wsigen")
+    source = (ROOT / "wsigen" / "version.py").read_text(encoding="utf-8")
     raised = source.replace(f'__version__ = "{wsigen.__version__}"', '__version__ = "98.76"')
-    (tmp_path / "wsigen" / "__init__.py").write_text(raised, encoding="utf-8")
+    (tmp_path / "wsigen" / "version.py").write_text(raised, encoding="utf-8")
     code = "from setuptools import Distribution; d = Distribution(); d.parse_config_files(); print(d.get_version())"
     command, clean = [sys.executable, "-W", "ignore", "-c", code], {**os.environ, "PYTHONPATH": ""}
     done = subprocess.run(command, cwd=tmp_path, env=clean, capture_output=True, text=True, check=True)

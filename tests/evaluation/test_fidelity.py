@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from wsigen.evaluation.fidelity import Found, find_nuclei, instances_of, match, score, separate, shuffled
-from wsigen.evaluation.networks import SegmentationNetwork, network_config
 from wsigen.models.config import LIZARD_CLASSES
+from wsigen.networks.measuring import SegmentationNetwork, network_config
 from wsigen.training.fields import nucleus_depth
 
 

@@ -10,9 +10,9 @@ from wsigen.errors import DataError, ModelError
 from wsigen.evaluation.discriminability import colour_moments, network_auc, nuclear_sharpness, radial_spectrum
 from wsigen.evaluation.diversity import diversity
 from wsigen.evaluation.memorisation import TrainingIndex, centre, correlation, pixel_similarity, symmetries
-from wsigen.evaluation.networks import FeatureNetwork
 from wsigen.evaluation.stain import StainStatistics
 from wsigen.masks.conditions import instance_edges
+from wsigen.networks.measuring import FeatureNetwork
 
 CPU = torch.device("cpu")
 

@@ -14,9 +14,9 @@ from wsigen.diffusion.gaussian import q_sample, to_x0, training_target
 from wsigen.diffusion.samplers import make_sampler
 from wsigen.diffusion.schedules import NoiseSchedule
 from wsigen.errors import DataError, ModelError, SettingsError
-from wsigen.evaluation.networks import FeatureNetwork, SegmentationNetwork
 from wsigen.models.conditioning import tell_guidance
 from wsigen.models.nasdm import NasdmModel
+from wsigen.networks.measuring import FeatureNetwork, SegmentationNetwork
 from wsigen.training.appearance import gaussian_blur
 from wsigen.training.distillation import ConsistencyTrainer, GuidanceTrainer
 from wsigen.training.fields import nucleus_depth

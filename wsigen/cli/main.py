@@ -15,13 +15,13 @@ import click
 from click.core import ParameterSource
 from wsigen_kernels import BackendError
 
-from wsigen import __version__
 from wsigen.choices import AUTO, DEVICES, DTYPES, LABEL_FORMATS, SAMPLERS, SLIDE_FORMATS
 from wsigen.cli.measure import audit, distill, evaluate, study
 from wsigen.cli.synth import layout, sample, synth
 from wsigen.cli.view import view_command
 from wsigen.errors import SettingsError, WsigenError
 from wsigen.masks.origin import ORIGIN_HELP, Origin
+from wsigen.version import __version__
 
 if TYPE_CHECKING:
     from wsigen.painting.scheduler import Progress

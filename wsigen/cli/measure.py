@@ -206,9 +206,9 @@ def audit(slide: Path, index: Path | None, features: str, count: int, seed: int,
     import torch
 
     from wsigen.evaluation.memorisation import SHIPPED_INDEX, TrainingIndex
-    from wsigen.evaluation.networks import FeatureNetwork
     from wsigen.evaluation.slide import audit as run
     from wsigen.evaluation.slides import SlidePixels
+    from wsigen.networks.measuring import FeatureNetwork
     from wsigen.system.devices import choose_device
 
     chosen = torch.device(choose_device(device).device)

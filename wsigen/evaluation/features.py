@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from wsigen.errors import ModelError
-from wsigen.evaluation.networks import FeatureNetwork
+from wsigen.networks.measuring import FeatureNetwork
 
 BATCH = 64
 INCEPTION_SIDE = 299

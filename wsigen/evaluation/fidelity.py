@@ -15,7 +15,7 @@ import torch
 from scipy import ndimage
 
 from wsigen.evaluation.features import to_images
-from wsigen.evaluation.networks import SegmentationNetwork
+from wsigen.networks.measuring import SegmentationNetwork
 
 CORE = 0.55  # depth above which a pixel belongs to the core of a nucleus: above the valley between touching ones
 SMALLEST = 12  # px, 3 um²: smaller finds are noise

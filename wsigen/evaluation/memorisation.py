@@ -22,7 +22,7 @@ from safetensors.numpy import load_file, save_file
 from wsigen.errors import DataError, ModelError, SettingsError
 from wsigen.evaluation.features import describe
 from wsigen.evaluation.material import LabelledPatches, jpeg_history, real_patches
-from wsigen.evaluation.networks import WEIGHTS_ROOT, FeatureNetwork
+from wsigen.networks.measuring import WEIGHTS_ROOT, FeatureNetwork
 from wsigen.system.devices import choose_device
 
 CONTROL_SHARE = 0.01

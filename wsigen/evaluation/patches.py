@@ -26,11 +26,11 @@ from wsigen.evaluation.material import (
     real_patches,
 )
 from wsigen.evaluation.memorisation import WINDOW, TrainingIndex, centre, pixel_similarity, template_side
-from wsigen.evaluation.networks import FEATURES, SEGMENTER, FeatureNetwork, SegmentationNetwork
 from wsigen.evaluation.report import Report, Section, sheet
 from wsigen.evaluation.stain import BINS, CHANNELS, StainStatistics
 from wsigen.models.nasdm import NasdmModel
 from wsigen.models.registry import DEFAULT_MODEL
+from wsigen.networks.measuring import FEATURES, SEGMENTER, FeatureNetwork, SegmentationNetwork
 from wsigen.system.devices import DeviceChoice, choose_device
 
 DIVERSITY_MASKS, DIVERSITY_SEEDS = 16, 4

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from wsigen import __version__
 from wsigen.errors import SettingsError
+from wsigen.version import __version__
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -18,7 +18,6 @@ from wsigen.evaluation.features import describe
 from wsigen.evaluation.fidelity import FidelityScores, Found, Matching, find_nuclei, instances_of, match
 from wsigen.evaluation.material import real_patches
 from wsigen.evaluation.memorisation import SHIPPED_INDEX, WINDOW, TrainingIndex
-from wsigen.evaluation.networks import FEATURES, SEGMENTER, FeatureNetwork, SegmentationNetwork
 from wsigen.evaluation.report import Report, Section
 from wsigen.evaluation.seams import SeamScores, seam_scores
 from wsigen.evaluation.slides import SlidePixels
@@ -26,6 +25,7 @@ from wsigen.evaluation.stain import StainStatistics
 from wsigen.masks.slide_mask import SlideMask
 from wsigen.masks.window import MaskWindow
 from wsigen.models.stain import TISSUE_MIN_OD, optical_density
+from wsigen.networks.measuring import FEATURES, SEGMENTER, FeatureNetwork, SegmentationNetwork
 from wsigen.rendering.records import record_of
 from wsigen.system.devices import choose_device
 from wsigen.system.text_files import read_text

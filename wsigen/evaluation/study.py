@@ -25,8 +25,8 @@ from scipy.stats import t as student_t
 from wsigen.errors import SettingsError
 from wsigen.evaluation.fidelity import find_nuclei, score
 from wsigen.evaluation.material import Material, PaintOptions, load_painter, paint_patches, real_patches
-from wsigen.evaluation.networks import SegmentationNetwork
 from wsigen.evaluation.report import Report, Section
+from wsigen.networks.measuring import SegmentationNetwork
 from wsigen.system.caching import FileStamp, file_stamp
 from wsigen.system.devices import choose_device
 from wsigen.system.side_by_side import side_by_side

@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 
-from wsigen import __version__
 from wsigen.config import RenderSettings
 from wsigen.errors import SettingsError
 from wsigen.masks.slide_mask import MaskSource, MaskWindow, SlideMask, resampled_to
@@ -32,6 +31,7 @@ from wsigen.painting.spec import PaintSpec, run_record
 from wsigen.rendering.records import record_of
 from wsigen.slides.formats import FORMATS, SlideFormat, format_of, stem_of
 from wsigen.slides.metadata import SlideMetadata
+from wsigen.version import __version__
 
 # The record of a render is NAME.json, and a slide may be NAME.ome.zarr.
 LABEL_ENDINGS = {"geojson": ".geojson", "db": ".db", "coco": ".coco.json", "ome.zarr": ".labels.ome.zarr"}

@@ -13,13 +13,13 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Protocol
 
-from wsigen import __version__
 from wsigen.errors import ModelError, SettingsError
 from wsigen.models.config import CONFIG_FILE, ModelConfig
 from wsigen.models.registry import shipped_models
 from wsigen.models.stain import StainStyle
 from wsigen.painting.spec import PaintSpec, first_difference, in_words
 from wsigen.slides.formats import stem_of
+from wsigen.version import __version__
 
 FORMAT = "wsigen slide record 1"
 # What PaintSpec calls as RenderSettings does; model, style and steps are translated.

@@ -11,8 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from wsigen.evaluation.networks import SegmentationNetwork, network_config
 from wsigen.masks.classes import ClassTable
+from wsigen.networks.measuring import SegmentationNetwork, network_config
 from wsigen.training.appearance import Appearance
 from wsigen.training.loop import Trainable, Trainer
 from wsigen.training.manifest import Manifest

@@ -8,10 +8,10 @@ from types import TracebackType
 
 import numpy as np
 
-from wsigen import __version__
 from wsigen.masks.classes import ClassTable
-from wsigen.masks.exporters.exporting import Nucleus, OutlineWriter
+from wsigen.masks.exporters.writing import Nucleus, OutlineWriter
 from wsigen.masks.slide_mask import MaskSource
+from wsigen.version import __version__
 
 
 class CocoWriter(OutlineWriter):

@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import os
 import shutil
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
 import numpy as np
 
 from wsigen.errors import MaskError
-from wsigen.masks.classes import ClassTable, NucleusClass
+from wsigen.masks.classes import ClassTable
 from wsigen.masks.exporters.nuclei import Runs, finished_nuclei, finished_tissue
+from wsigen.masks.exporters.writing import Nucleus, OutlineWriter
 from wsigen.masks.origin import Origin
 from wsigen.masks.outline import trace_runs
 from wsigen.masks.slide_mask import MaskSource, SlideMask
@@ -25,16 +23,6 @@ from wsigen.system.folders import temporary_beside
 # These hold outlines by themselves, so they may count from a slide's bounds; the others describe the whole picture.
 COUNTED_FROM_BOUNDS = {"geojson": True, "db": False}  # name -> whether its readers count so
 FORMATS = {"geojson": ".geojson", "db": ".db", "coco": ".json", "ome.zarr": ".ome.zarr"}
-
-
-@dataclass(frozen=True)
-class Nucleus:
-    """One nucleus: its id in the mask, its class, and its polygons as rings (n, 2) int64 along pixel edges, in px."""
-
-    identifier: int
-    kind: NucleusClass
-    polygons: list[list[np.ndarray]]
-    area: int
 
 
 @dataclass(frozen=True)
@@ -54,29 +42,6 @@ class Target:
     path: Path
     size: tuple[int, int]
     bounds: tuple[int, int] | None
-
-
-class OutlineWriter(ABC):
-    """Writes nuclei and tissue regions to a file; a context manager that completes the file."""
-
-    def __init__(self, path: Path, mask: MaskSource, classes: ClassTable) -> None:
-        self.path, self.mask, self.classes = path, mask, classes
-
-    @abstractmethod
-    def add(self, nuclei: list[Nucleus]) -> None:
-        """Write some nuclei."""
-
-    @abstractmethod
-    def add_regions(self, polygons: list[list[np.ndarray]]) -> None:
-        """Write tissue regions, where the format has a place for them."""
-
-    def __enter__(self) -> Self:
-        return self
-
-    @abstractmethod
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None: ...
 
 
 def export_mask(

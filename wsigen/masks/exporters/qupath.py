@@ -10,7 +10,7 @@ from types import TracebackType
 import numpy as np
 
 from wsigen.masks.classes import ClassTable
-from wsigen.masks.exporters.exporting import Nucleus, OutlineWriter
+from wsigen.masks.exporters.writing import Nucleus, OutlineWriter
 from wsigen.masks.slide_mask import MaskSource
 
 TISSUE_COLOUR = [150, 150, 150]

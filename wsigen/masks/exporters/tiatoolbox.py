@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from wsigen.masks.classes import ClassTable
-from wsigen.masks.exporters.exporting import Nucleus, OutlineWriter
+from wsigen.masks.exporters.writing import Nucleus, OutlineWriter
 from wsigen.masks.slide_mask import MaskSource
 
 STORE_VERSION = "1.0.1"

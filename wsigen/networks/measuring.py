@@ -21,7 +21,7 @@ from wsigen.errors import ModelError
 from wsigen.masks.classes import ClassTable
 from wsigen.models.unet import AffineNorm, conv3x3, zeroed
 
-WEIGHTS_ROOT = Path(__file__).resolve().parent / "weights"
+WEIGHTS_ROOT = Path(__file__).parents[1] / "evaluation" / "weights"
 FEATURES, SEGMENTER = "colon-features", "colon-segmenter"  # that ship
 CONFIG_FILE, WEIGHTS_FILE = "config.json", "weights.safetensors"
 Network = TypeVar("Network", bound="MeasuringNetwork")

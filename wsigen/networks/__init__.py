@@ -1,0 +1,1 @@
+"""Networks that measure pictures; the denoiser is in `wsigen.models`."""
