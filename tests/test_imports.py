@@ -30,7 +30,6 @@ FLOORS = (
 EXCEPTIONS = {
     ("wsigen.config", "wsigen.models.stain"),
     ("wsigen.models.unet", "wsigen.models.fused"),
-    ("wsigen.cli.synth", "wsigen.cli.main"),
 }
 FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms.split()}
 

@@ -12,7 +12,7 @@ import numpy as np
 import psutil
 import pytest
 
-from wsigen.cli.main import STOPPED
+from wsigen.cli.options import STOPPED
 from wsigen.errors import ClusterError, StoreError
 from wsigen.painting.canvas import Canvas
 from wsigen.rendering.job import render

@@ -11,13 +11,12 @@ from typing import Any
 import click
 
 from wsigen.choices import SAMPLERS
+from wsigen.cli.options import PATH, STOPPED
 from wsigen.errors import SettingsError
 
-PATH = click.Path(path_type=Path)
 DEVICES = click.Choice(["auto", "cpu", "cuda"])
 RECIPES = {"guidance": "guidance", "consistency": "distill", "progressive": "progressive"}  # of the ways to distil
 SOLVER_STEPS = (2, 3, 4, 6, 8)
-STOPPED = 130  # exit code after Ctrl-C, as shells have it
 
 
 @contextmanager

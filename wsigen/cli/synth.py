@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from wsigen.choices import AUTO, DEVICES, DTYPES, LAYOUT_PRESETS
+from wsigen.cli.options import PATH
 from wsigen.errors import SettingsError
 
 if TYPE_CHECKING:
     from wsigen.rendering.synthesis import LayoutRequest, MaskResult
 
-PATH = click.Path(path_type=Path)
 LAYOUT_HELP = f"{', '.join(LAYOUT_PRESETS)}; or a picture painted in the colours of zones, a mask, or a layout."
 
 
@@ -73,7 +73,7 @@ def sample(
     **options: Any,
 ) -> None:
     """Sample a mask of a tissue that never existed."""
-    from wsigen.cli.main import progress_display
+    from wsigen.cli.display import progress_display
     from wsigen.config import RenderSettings
     from wsigen.rendering.synthesis import sample_mask
 
@@ -140,7 +140,7 @@ def synth(
     **options: Any,
 ) -> None:
     """Sample a mask and paint its slide: tissue and labels from nothing."""
-    from wsigen.cli.main import progress_display
+    from wsigen.cli.display import progress_display
     from wsigen.config import RenderSettings
     from wsigen.rendering.synthesis import synthesise
 

@@ -12,10 +12,9 @@ from typing import Any
 import click
 
 from wsigen.choices import AUTO, DEVICES
+from wsigen.cli.options import PATH
 from wsigen.errors import SettingsError
 from wsigen.masks.origin import ORIGIN_HELP, Origin
-
-PATH = click.Path(path_type=Path)
 
 
 def view_command(shares: Callable[[], AbstractContextManager[Callable[[str, float], None]]]) -> click.Command:
