@@ -13,32 +13,57 @@ from wsigen.version import __version__
 _PUBLIC = {
     "render": "wsigen.rendering.job",
     "RenderResult": "wsigen.rendering.job",
-    "open_mask": "wsigen.rendering.plan",
     "render_many": "wsigen.rendering.many",
     "open_generated": "wsigen.rendering.on_demand",
+    "plan_render": "wsigen.rendering.plan",
+    "RenderPlan": "wsigen.rendering.plan",
+    "open_mask": "wsigen.rendering.plan",
     "verify": "wsigen.rendering.verifying",
+    "sample_mask": "wsigen.rendering.synthesis",
+    "synthesise": "wsigen.rendering.synthesis",
+    "LayoutRequest": "wsigen.rendering.synthesis",
+    "RenderSettings": "wsigen.config",
+    "StainStyle": "wsigen.models.stain",
     "NasdmModel": "wsigen.models.nasdm",
+    "ImportSettings": "wsigen.masks.importers",
+    "import_mask": "wsigen.masks.importers",
+    "export_mask": "wsigen.masks.exporters",
     "WsigenError": "wsigen.errors",
 }
 __all__ = [
+    "ImportSettings",
+    "LayoutRequest",
     "NasdmModel",
+    "RenderPlan",
     "RenderResult",
+    "RenderSettings",
+    "StainStyle",
     "WsigenError",
     "__version__",
+    "export_mask",
+    "import_mask",
     "open_generated",
     "open_mask",
+    "plan_render",
     "render",
     "render_many",
+    "sample_mask",
+    "synthesise",
     "verify",
 ]
 
 if TYPE_CHECKING:
+    from wsigen.config import RenderSettings
     from wsigen.errors import WsigenError
+    from wsigen.masks.exporters import export_mask
+    from wsigen.masks.importers import ImportSettings, import_mask
     from wsigen.models.nasdm import NasdmModel
+    from wsigen.models.stain import StainStyle
     from wsigen.rendering.job import RenderResult, render
     from wsigen.rendering.many import render_many
     from wsigen.rendering.on_demand import open_generated
-    from wsigen.rendering.plan import open_mask
+    from wsigen.rendering.plan import RenderPlan, open_mask, plan_render
+    from wsigen.rendering.synthesis import LayoutRequest, sample_mask, synthesise
     from wsigen.rendering.verifying import verify
 
 

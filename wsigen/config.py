@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import difflib
 import tomllib
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
 from functools import cache
 from importlib import resources
 from importlib.resources.abc import Traversable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypedDict
+
+from wsigen.errors import SettingsError
 
 if TYPE_CHECKING:
     from wsigen.models.stain import StainStyle
@@ -26,6 +30,31 @@ def shipped_config(name: str) -> Traversable:
 def render_defaults() -> dict[str, Any]:
     """Read the defaults that ship with the package."""
     return tomllib.loads(shipped_config("render.toml").read_text(encoding="utf-8"))
+
+
+class RenderKeywords(TypedDict, total=False):
+    """The fields of `RenderSettings`, as keyword arguments of `wsigen.render` and its like."""
+
+    model: str
+    style: str | StainStyle | None
+    seed: int | None
+    steps: int | None
+    sampler: str | None
+    guidance_scale: float | None
+    window: int | None
+    overlap: int | None
+    blend: int | None
+    batch_size: int | None
+    device: str
+    dtype: str
+    workers: int | None
+    dask_scheduler: Any
+    canvas: str | Path | None
+    rect: tuple[int, int, int, int] | None
+    jpeg_quality: int | None
+    format: str | None
+    labels: str | None
+    patient_id: str
 
 
 @dataclass(frozen=True)
@@ -52,6 +81,17 @@ class RenderSettings:
     format: str | None = None  # of the slide, see slides/formats.py; None: by the ending of its name, else svs
     labels: str | None = None  # format of the ground truth beside the slide, see masks/exporters; None: none
     patient_id: str = ""  # in DICOM; "": from what painted the slide
+
+    @classmethod
+    def from_keywords(cls, keywords: Mapping[str, Any]) -> RenderSettings:
+        """Settings of keyword arguments; SettingsError for one that does not exist, with the nearest that does."""
+        known = [field.name for field in fields(cls)]
+        for name in keywords:
+            if name not in known:
+                near = difflib.get_close_matches(name, known, 1)
+                mend = f"did you mean {near[0]}?" if near else f"choose from {', '.join(known)}"
+                raise SettingsError(f"{name}: no such setting of a render; {mend}")
+        return cls(**keywords)
 
     def default(self, name: str) -> Any:
         """Return the value of a setting, from configs/render.toml where it is None."""

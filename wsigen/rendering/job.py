@@ -13,9 +13,9 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Unpack
 
-from wsigen.config import RenderSettings
+from wsigen.config import RenderKeywords, RenderSettings
 from wsigen.errors import SettingsError
 from wsigen.masks.exporters import export_mask
 from wsigen.masks.slide_mask import MaskSource, MaskWindow, SlideMask, resampled_to, write_slide_mask
@@ -54,7 +54,7 @@ def render(
     on_plan: Callable[[RenderPlan], None] = lambda plan: None,
     on_paint: Callable[[Progress], None] = lambda progress: None,
     on_rows: Callable[[int], None] = lambda rows: None,
-    **settings: Any,
+    **settings: Unpack[RenderKeywords],
 ) -> RenderResult:
     """Paint the slide of ``mask`` to ``out`` (default: beside the mask), and a picture and a record beside it.
 
@@ -64,7 +64,7 @@ def render(
     painted, and pixel rows encoded. With more than one worker call it under ``if __name__ == "__main__"``.
     """
     started = time.monotonic()
-    plan = plan_render(mask, out, RenderSettings(**settings))
+    plan = plan_render(mask, out, RenderSettings.from_keywords(settings))
     on_plan(plan)
     with ExitStack() as stack:
         slide = stack.enter_context(RenderJob(plan, overwrite, resume, keep_canvas, on_paint, on_rows, started))

@@ -12,9 +12,9 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Unpack
 
-from wsigen.config import RenderSettings
+from wsigen.config import RenderKeywords, RenderSettings
 from wsigen.errors import ClusterError, SettingsError, WsigenError
 from wsigen.models.config import ModelConfig
 from wsigen.models.registry import DEFAULT_MODEL, find_model
@@ -79,7 +79,7 @@ def render_many(
     on_plan: Callable[[RenderPlan], None] = lambda plan: None,
     on_slide: Callable[[SlideEntry, int, int], None] = lambda entry, ended, total: None,
     on_windows: Callable[[int], None] = lambda windows: None,
-    **settings: Any,
+    **settings: Unpack[RenderKeywords],
 ) -> list[SlideEntry]:
     """Paint every mask with every seed and style into the folder ``out``, and write its manifest.csv.
 
@@ -88,7 +88,7 @@ def render_many(
     ``on_slide`` (its entry, slides ended, of how many) and ``on_windows`` (painted so far, of all) report.
     """
     out = Path(out)
-    base = RenderSettings(**settings)
+    base = RenderSettings.from_keywords(settings)
     if base.canvas or base.rect:
         raise SettingsError("--canvas and --rect are for one slide; leave them out with many")
     config = ModelConfig.load(find_model(base.model or DEFAULT_MODEL))

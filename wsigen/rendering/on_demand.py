@@ -12,13 +12,13 @@ from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
 import openslide
 from PIL import Image
 
-from wsigen.config import RenderSettings
+from wsigen.config import RenderKeywords, RenderSettings
 from wsigen.errors import MaskError, SettingsError
 from wsigen.masks.slide_mask import SlideMask
 from wsigen.models.nasdm import NasdmModel
@@ -31,13 +31,15 @@ from wsigen.slides.tiled_tiff import TILE
 TILE_CACHE_BYTES = 256 << 20
 
 
-def open_generated(mask: str | Path, *, cache_bytes: int = CACHE_BYTES, **settings: Any) -> GeneratedSlide:
+def open_generated(
+    mask: str | Path, *, cache_bytes: int = CACHE_BYTES, **settings: Unpack[RenderKeywords]
+) -> GeneratedSlide:
     """Open the slide of a mask without rendering it; see :class:`GeneratedSlide`.
 
     Keywords are those of :class:`wsigen.config.RenderSettings` that decide pixels (``model``, ``style``, ``seed``,
     ``steps``, ``batch_size``...). ``cache_bytes`` bounds the painted windows that are kept.
     """
-    return GeneratedSlide(plan_render(mask, None, RenderSettings(**settings)), cache_bytes)
+    return GeneratedSlide(plan_render(mask, None, RenderSettings.from_keywords(settings)), cache_bytes)
 
 
 class GeneratedSlide(openslide.AbstractSlide):

@@ -57,7 +57,9 @@ def verify(
     recorded = SlideRecord.read(path)
     rect = recorded.settings["rect"]
     model = settings.pop("model", None) or recorded.find_model()
-    plan = plan_render(mask, None, RenderSettings(**{**recorded.settings, "rect": None, **settings}, model=model))
+    plan = plan_render(
+        mask, None, RenderSettings.from_keywords({**recorded.settings, "rect": None, **settings, "model": model})
+    )
     recorded.check(plan.run)
     x0, y0 = rect[:2] if rect else (0, 0)
     with _open(slide) as opened, GeneratedSlide(plan) as generated:
