@@ -263,7 +263,7 @@ PRESETS: dict[str, ModelConfig] = {
             style_dim=0,
         ),
     ),
-    # docs/quality.md has what other solvers and final steps look like.
+    # docs/experiments/2.0.md has what other solvers and final steps look like.
     "nasdm-colon-20x": replace(_COLON, sampler="unipc", final_step=0.4),
     # A third of the cost: the network for laptops and for recipes that must show something within minutes.
     "nasdm-colon-20x-small": replace(
