@@ -34,7 +34,8 @@ from wsigen.training import manifest as folder_format
 from wsigen.training.patches import PatchBank
 from wsigen.training.settings import TrainSettings
 
-CANDIDATES = tuple((degree, ridge) for degree in (1, 2) for ridge in (0.1, 0.3, 1.0, 3.0))
+CANDIDATES = tuple((degree, ridge) for degree in (1, 2) for ridge in (0.03, 0.1, 0.3, 1.0, 3.0))
+GOOD = 1.05  # of the least error: what a stronger ridge may have
 LEAST_STYLES = 12  # fewer say nothing of coefficients
 SPREAD = 0.15  # variance that designed styles have in every direction, beside what the sources show
 FIRST_FIT = (1, 1.0)  # degree and ridge of the fit that says what to paint in the second round
@@ -206,12 +207,13 @@ def evaluate_stain(settings: StainEvaluation, progress: Progress = lambda what, 
     measured = Measured(told, np.array([name for _, name in chosen]), sums, masks, config.style_range)
     inverse = inverse_styles(measured, sources)
     measured = measured.with_more(inverse, bench.measure("painting to fit, second round", inverse, everything))
-    (degree, ridge), section = choose_fit(measured)
+    ridges, section = choose_ridges(measured)
     report.add(section)
     report.add(_content(measured))
-    response = measured.fit(degree, ridge)
-    responses = [measured.fit(degree, ridge, source.name) for source in held_out]
-    found = _ask(bench, held_out, responses, measured)
+    tried = {degree: _ask(bench, held_out, degree, ridge, measured) for degree, ridge in ridges.items()}
+    degree, section = choose_degree(tried, ridges, config.style_range)
+    report.add(section)
+    found, response = tried[degree], measured.fit(degree, ridges[degree])
     report.add(_slopes(found, masks.held_out))
     report.add(_own_masks(found, masks))
     report.add(_sources(bench, held_out, found, report))
@@ -351,22 +353,49 @@ def inverse_styles(measured: Measured, sources: Sequence[Source]) -> np.ndarray:
     return np.array(told, np.float32)
 
 
-def choose_fit(measured: Measured) -> tuple[tuple[int, float], Section]:
-    """The polynomial that predicts best what is painted in the styles of source images that it has not seen."""
+def choose_ridges(measured: Measured) -> tuple[dict[int, float], Section]:
+    """The ridge of each degree: the strongest of those that predict about best what source images left out paint.
+
+    The inverse goes furthest where the fit is least certain, so that a weaker ridge must earn its place.
+    """
     rows: list[Row] = []
-    errors = []
-    for degree, ridge in CANDIDATES:
-        found = np.sqrt(np.square(measured.left_out_errors(degree, ridge)).mean(axis=0))
-        errors.append(float(np.sqrt(np.square(found).mean())))
-        rows.append({"degree": degree, "ridge": ridge, "error": errors[-1]} | dict(zip(STYLE_NUMBERS, found.tolist())))
-    best = int(np.argmin(errors))
+    errors: dict[tuple[int, float], float] = {}
+    for candidate in CANDIDATES:
+        found = np.sqrt(np.square(measured.left_out_errors(*candidate)).mean(axis=0))
+        errors[candidate] = float(np.sqrt(np.square(found).mean()))
+        row = {"degree": candidate[0], "ridge": candidate[1], "error": errors[candidate]}
+        rows.append(row | dict(zip(STYLE_NUMBERS, found.tolist())))
+    ridges = {}
+    for degree in dict.fromkeys(degree for degree, _ in CANDIDATES):
+        of_degree = {ridge: error for (one, ridge), error in errors.items() if one == degree}
+        ridges[degree] = max(ridge for ridge, error in of_degree.items() if error <= GOOD * min(of_degree.values()))
     says = (
         "Polynomials of first and second degree (with all products), by ridge. Error: root mean square of what a fit "
-        "without a source image says of its style less what is painted, in deviations of the training slides."
+        "without a source image says of its inputs less what is painted, in deviations of the training slides."
     )
-    degree, ridge = CANDIDATES[best]
-    note = f"Chosen: degree {degree}, ridge {ridge:g}."
-    return CANDIDATES[best], Section("fit", "The response", says, rows, [note])
+    taken = ", ".join(f"degree {degree}, ridge {ridge:g}" for degree, ridge in ridges.items())
+    return ridges, Section("fit", "The response", says, rows, [f"Tried on held-out styles: {taken}."])
+
+
+def choose_degree(found: dict[int, _Asked], ridges: dict[int, float], limits: StyleRange) -> tuple[int, Section]:
+    """The degree with which what is painted of held-out styles is nearest to what is asked.
+
+    That a polynomial predicts well does not suffice: its inverse picks the inputs where it promises most.
+    """
+    rows: list[Row] = []
+    errors = {}
+    for degree, asked in found.items():
+        painted = pooled(asked.after)
+        missed = limits.scaled(painted) - limits.scaled(asked.asked)
+        errors[degree] = float(np.sqrt(np.square(missed).mean()))
+        row = {"degree": degree, "ridge": ridges[degree], "error": errors[degree]}
+        rows.append(row | {f"slope, {name}": v for name, v in zip(STYLE_NUMBERS, slopes(asked.asked, painted))})
+    best = min(errors, key=lambda degree: errors[degree])
+    says = (
+        "What is painted of held-out styles with responses that have not seen the source image: root mean square of "
+        "painted less asked numbers in deviations of the training slides, and slopes over the asked numbers."
+    )
+    return best, Section("degree", "The degree", says, rows, [f"Chosen: degree {best}, ridge {ridges[best]:g}."])
 
 
 def _setup(masks: Masks, sources: Sequence[Source], settings: StainEvaluation) -> Section:
@@ -431,15 +460,16 @@ class _Asked:
     after: np.ndarray
 
 
-def _ask(bench: _Bench, sources: Sequence[Source], responses: Sequence[StainResponse], measured: Measured) -> _Asked:
+def _ask(bench: _Bench, sources: Sequence[Source], degree: int, ridge: float, measured: Measured) -> _Asked:
     """Paint held-out styles, each as the response tells that has not seen its source image."""
+    responses = [measured.fit(degree, ridge, source.name) for source in sources]
     limits = measured.range
     asked = np.array([source.style.vector for source in sources])
     own = [int(np.flatnonzero(measured.of_source == source.name)[0]) for source in sources]
     pairs = list(zip(responses, asked, strict=True))
     told = np.array([response.told(limits.scaled(vector), limits.clamp) for response, vector in pairs])
     expected = limits.unscaled(np.array([r.painted(row) for r, row in zip(responses, told, strict=True)]))
-    after = bench.measure("painting held-out styles", told, np.arange(len(measured.masks.sources)))
+    after = bench.measure(f"painting held-out styles, degree {degree}", told, np.arange(len(measured.masks.sources)))
     names = tuple(source.name for source in sources)
     return _Asked(names, asked, told, expected, measured.sums[own], after)
 
