@@ -55,7 +55,7 @@ def compile_ahead(work: Callable[[], object], device: torch.device, processes: i
 
         compile_in_processes(_sources(launches.found), driver.active.get_current_target(), processes)
     with ThreadPoolExecutor(threads, "wsigen-load-kernels") as pool:
-        for future in [pool.submit(_load, launch, device) for launch in launches.found]:
+        for future in [pool.submit(_load, noted, device) for noted in launches.found]:
             future.result()
     return len(launches.found)
 
@@ -78,9 +78,9 @@ class _Launches:
             self.found.append((kernel, grid, arguments, options))
 
 
-def _load(launch: Launch, device: torch.device) -> None:
+def _load(noted: Launch, device: torch.device) -> None:
     """Compile a kernel, or load it from the cache, on a device."""
-    kernel, grid, arguments, options = launch
+    kernel, grid, arguments, options = noted
     with torch.cuda.device(device):
         built = kernel.warmup(*arguments, grid=grid, **options)
         # Triton builds a kernel's launcher with a C compiler when it is first asked for.

@@ -66,18 +66,7 @@ def coordinate_normals(
     """Fill (B, 3, height, width) float32 for windows at ``x0``, ``y0`` (B,) int64 with key (low, high) word."""
     out = torch.empty((len(x0), 3, height, width), dtype=torch.float32, device=table.device)
     with on(table):
-        launch(
-            normals_kernel,
-            (ceil_div(height * width, _BLOCK), len(x0)),
-            x0.contiguous(),
-            y0.contiguous(),
-            table,
-            out,
-            *key,
-            step,
-            stream,
-            height,
-            width,
-            BLOCK=_BLOCK,
-        )
+        launch(normals_kernel, (ceil_div(height * width, _BLOCK), len(x0)),
+            x0.contiguous(), y0.contiguous(), table, out, *key, step, stream, height, width, BLOCK=_BLOCK,
+        )  # fmt: skip
     return out

@@ -10,10 +10,9 @@ import numpy as np
 import pytest
 import tifffile
 import zarr
-from click.testing import CliRunner
+from commands import run
 from PIL import Image
 
-from wsigen.cli.main import main
 from wsigen.errors import MaskError, SettingsError
 from wsigen.masks.importers import ImportReport, ImportSettings, import_mask
 from wsigen.masks.slide_mask import MaskWindow, SlideMask
@@ -31,13 +30,6 @@ def imported(source: Path, **changes: Any) -> tuple[ImportReport, MaskWindow]:
     with SlideMask.open(out) as mask:
         assert mask.mpp == (report.mpp if report.mpp is None else pytest.approx(report.mpp))
         return report, mask.read(0, 0, mask.width, mask.height)
-
-
-def run(*arguments: object) -> tuple[int, str]:
-    result = CliRunner().invoke(main, [str(argument) for argument in arguments])
-    if result.exception and not isinstance(result.exception, SystemExit):
-        raise result.exception
-    return result.exit_code, result.output.strip()
 
 
 # --- scale ------------------------------------------------------------------------------------------------------------

@@ -8,9 +8,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from click.testing import CliRunner
+from commands import run
 
-from wsigen.cli.main import main
 from wsigen.errors import MaskError
 from wsigen.masks.importers import ImportReport, ImportSettings, import_mask
 from wsigen.masks.slide_mask import MaskWindow, SlideMask
@@ -27,13 +26,6 @@ def imported(source: Path, **changes: Any) -> tuple[ImportReport, MaskWindow]:
     with SlideMask.open(out) as mask:
         assert mask.mpp == report.mpp
         return report, mask.read(0, 0, mask.width, mask.height)
-
-
-def run(*arguments: object) -> tuple[int, str]:
-    result = CliRunner().invoke(main, [str(argument) for argument in arguments])
-    if result.exception and not isinstance(result.exception, SystemExit):
-        raise result.exception
-    return result.exit_code, result.output.strip()
 
 
 def refused(source: Path, *arguments: object) -> str:

@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from wsigen.cli.options import STOPPED
+
 if TYPE_CHECKING:
     from wsigen.painting.scheduler import Progress
     from wsigen.rendering.many import SlideEntry
     from wsigen.rendering.plan import RenderPlan
     from wsigen.rendering.synthesis import MaskPlan
-from wsigen.cli.options import STOPPED
 
 
 class Display:

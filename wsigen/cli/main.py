@@ -9,11 +9,6 @@ from typing import TYPE_CHECKING, Any
 import click
 from wsigen_kernels import BackendError
 
-from wsigen.errors import WsigenError
-from wsigen.version import __version__
-
-if TYPE_CHECKING:
-    pass
 from wsigen.cli.display import shares
 from wsigen.cli.doctor import doctor, models
 from wsigen.cli.mask import mask
@@ -23,6 +18,11 @@ from wsigen.cli.slide import export, info, verify
 from wsigen.cli.synth import layout, sample, synth
 from wsigen.cli.train import data, dataset, train
 from wsigen.cli.view import view_command
+from wsigen.errors import WsigenError
+from wsigen.version import __version__
+
+if TYPE_CHECKING:
+    pass
 
 # What the file system refuses where a folder is missing, read-only or full: the user's to mend, not a defect.
 MENDABLE = {

@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING
 import click
 
 from wsigen.choices import LABEL_FORMATS
+from wsigen.cli.display import shares
+from wsigen.cli.options import PATH
 from wsigen.errors import SettingsError
 from wsigen.masks.origin import ORIGIN_HELP, Origin
 
 if TYPE_CHECKING:
     from wsigen.slides.info import SlideInfo
-from wsigen.cli.display import shares
-from wsigen.cli.options import PATH
 
 
 @click.group()

@@ -12,13 +12,13 @@ import click
 from click.core import ParameterSource
 
 from wsigen.choices import AUTO, DEVICES, DTYPES, LABEL_FORMATS, SAMPLERS, SLIDE_FORMATS
+from wsigen.cli.display import progress_display
+from wsigen.cli.options import PATH
 from wsigen.errors import SettingsError
 
 if TYPE_CHECKING:
     from wsigen.rendering.job import RenderResult
     from wsigen.rendering.plan import RenderPlan
-from wsigen.cli.display import progress_display
-from wsigen.cli.options import PATH
 
 
 @click.command()

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING
 import click
 
 from wsigen.choices import SLIDE_FORMATS
+from wsigen.cli.display import shares
+from wsigen.cli.options import PATH
 
 if TYPE_CHECKING:
     from wsigen.slides.info import SlideInfo
-from wsigen.cli.display import shares
-from wsigen.cli.options import PATH
 
 
 @click.command()

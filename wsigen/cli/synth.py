@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from wsigen.choices import AUTO, DEVICES, DTYPES, LAYOUT_PRESETS
+from wsigen.cli.display import progress_display
 from wsigen.cli.options import PATH
 from wsigen.errors import SettingsError
 
@@ -73,7 +74,6 @@ def sample(
     **options: Any,
 ) -> None:
     """Sample a mask of a tissue that never existed."""
-    from wsigen.cli.display import progress_display
     from wsigen.config import RenderSettings
     from wsigen.rendering.synthesis import sample_mask
 
@@ -140,7 +140,6 @@ def synth(
     **options: Any,
 ) -> None:
     """Sample a mask and paint its slide: tissue and labels from nothing."""
-    from wsigen.cli.display import progress_display
     from wsigen.config import RenderSettings
     from wsigen.rendering.synthesis import synthesise
 

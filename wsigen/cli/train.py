@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from wsigen.cli.display import shares
+from wsigen.cli.options import PATH
 from wsigen.errors import SettingsError
 
 if TYPE_CHECKING:
     pass
-from wsigen.cli.display import shares
-from wsigen.cli.options import PATH
 
 
 @click.command()

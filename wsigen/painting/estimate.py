@@ -18,13 +18,12 @@ import psutil
 import torch
 
 from wsigen.errors import SettingsError
-from wsigen.masks.conditions import HALO, Surroundings
 from wsigen.models.config import ModelConfig
 from wsigen.painting.canvas import CanvasPanels
 from wsigen.painting.cost import BatchCost, batch_cost
 from wsigen.painting.grid import BlockGrid, Colour
 from wsigen.painting.occupancy import windows_by_colour
-from wsigen.painting.painter import WindowJob
+from wsigen.painting.painter import any_window
 from wsigen.painting.slide_worker import cache_bytes, fixed_threads, lanes_for, load_model, make_painter, tasks_at_once
 from wsigen.painting.spec import PaintSpec
 
@@ -181,18 +180,12 @@ def measured_seconds(spec: PaintSpec, batches: int, workers: int) -> float:
     steps = min(2, spec.num_inference_steps)
     with fixed_threads():
         painter = make_painter(spec, load_model(spec), num_inference_steps=steps)
-        jobs = [_any_window(spec.window)] * spec.batch_size
+        jobs = [any_window(painter.model.config, spec.window)] * spec.batch_size
         painter.paint(jobs)
         started = time.perf_counter()
         painter.paint(jobs)
         seconds = time.perf_counter() - started
     return seconds * spec.num_inference_steps / steps * batches / (workers * lanes_for(spec.device, workers))
-
-
-def _any_window(side: int) -> WindowJob:
-    plane = np.ones((side + 2 * HALO, side + 2 * HALO), np.uint8)
-    around = Surroundings(plane, plane.astype(np.int32), plane)
-    return WindowJob(0, 0, around, np.zeros((side, side, 3), np.uint8), np.zeros((side, side), bool))
 
 
 def gigabytes(count: float) -> str:

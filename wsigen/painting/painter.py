@@ -141,7 +141,7 @@ class Painter:
         Kernels are compiled once a machine, several at a time, and the check's verdict is kept there too; without a
         call the first batch does this. Raises SettingsError where rows of a batch differ whatever is tried.
         """
-        batch = self.prepare([_any_window(self.model.config, window)])
+        batch = self.prepare([any_window(self.model.config, window)])
         if batch.ready is None:
             with torch.inference_mode():
                 self._ensure_open(batch.tensors)
@@ -151,7 +151,7 @@ class Painter:
 
     def check_rows(self, window: int) -> Verdict:
         """Check anew whether rows of a batch are computed alike, whatever is known already."""
-        batch = self.prepare([_any_window(self.model.config, window)])
+        batch = self.prepare([any_window(self.model.config, window)])
         with self._on_device(), torch.inference_mode():
             if batch.ready is not None:
                 batch.ready.synchronize()
@@ -257,17 +257,18 @@ class Painter:
                 return
             equal = tuple(tensor[:1].expand_as(tensor).contiguous() for tensor in tensors)
             name = f"rows-{self._fingerprint(kinds)}"
-            known = recall(name)
-            if self.device.type == "cuda" and "triton" in (norm.BACKEND, attention.BACKEND):
-                # Processes take turns: what the first one compiles lies in Triton's cache for the others.
-                with one_process_at_a_time("compiling"):
-                    self._compile(equal, recall(name) is None)
-            verdict = Verdict(**known) if known else self._check(equal)
-            if not known:
-                remember(name, asdict(verdict))
+            # Processes take turns: what the first one compiles and finds out is there for the others.
+            with one_process_at_a_time("opening"):
+                known = recall(name)
+                self._compile(equal, first=known is None)
+                verdict = self._check(equal) if known is None else Verdict(**known)
+                if known is None:
+                    remember(name, asdict(verdict))
             self._verdicts[kinds] = verdict
 
     def _compile(self, equal: BatchTensors, first: bool) -> None:
+        if not _compiles(self.device):
+            return
         from wsigen_kernels.compiling import compile_ahead
 
         processes = min(COMPILERS, available_cores()) if first else 0
@@ -300,8 +301,7 @@ class Painter:
         versions = [torch.backends.cudnn.version(), torch.get_num_threads(), norm.BACKEND, attention.BACKEND]
         network = [asdict(self.model.config.unet), self.model.config.paints, self.guidance_scale]
         steps = [self.sampler.name, len(self.sampler.steps), str(self.dtype), str(kinds)]
-        facts = [environment(str(self.device)), versions, network, steps, triton_version(), WAYS_TRIED]
-        return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()[:24]
+        return _digest(environment(str(self.device)), versions, network, steps, triton_version(), WAYS_TRIED)
 
     def _pixels(self, *tensors: Tensor, stop: Callable[[], bool] = lambda: False) -> Tensor:
         """Paint a batch with rows that are equal where their windows are; arguments and result as in `_compute`."""
@@ -353,7 +353,7 @@ class Painter:
         return coordinate_normals(self.seed, corners[:, 0], corners[:, 1], size, size, step, stream, self.device)
 
 
-def _any_window(config: ModelConfig, side: int) -> WindowJob:
+def any_window(config: ModelConfig, side: int) -> WindowJob:
     """A window of some content, to try a painter with: two nuclei in tissue, and a strip that is painted already."""
     known = np.zeros((side, side), bool)
     known[:, : side // 8] = True
@@ -387,15 +387,23 @@ def _kinds(tensors: Sequence[Tensor]) -> Kinds:
 
 def compiles_first(device: str) -> bool:
     """Whether the first painter on a device will have to compile kernels: no process of this user has yet."""
-    on_gpu = torch.device(device).type == "cuda" and "triton" in (norm.BACKEND, attention.BACKEND)
-    return on_gpu and recall(_kernels_of(device)) is None
+    return _compiles(torch.device(device)) and recall(_kernels_of(device)) is None
+
+
+def _compiles(device: torch.device) -> bool:
+    """Whether kernels are compiled for a device."""
+    return device.type == "cuda" and "triton" in (norm.BACKEND, attention.BACKEND)
 
 
 def _kernels_of(device: str) -> str:
     from wsigen.painting.spec import environment
 
-    facts = json.dumps([environment(device), triton_version()], sort_keys=True)
-    return f"kernels-{hashlib.sha256(facts.encode()).hexdigest()[:24]}"
+    return f"kernels-{_digest(environment(device), triton_version())}"
+
+
+def _digest(*facts: object) -> str:
+    """A short name that follows from plain data."""
+    return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()[:24]
 
 
 def triton_version() -> str:

@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
@@ -68,7 +69,7 @@ class RowCheck(TorchFunctionMode):
         call = _Call(func, args, kwargs or {}, self.rows)
         key = call.key
         if key in self._ways:
-            return _WAYS[self._ways[key]](call)
+            return _way(self._ways[key])(call)
         result = call.run()
         if key is None or key in self._seen or not _has_rows(result, self.rows):
             return result
@@ -81,7 +82,7 @@ class RowCheck(TorchFunctionMode):
     def _other_way(self, call: _Call, key: str) -> tuple[str, Any]:
         for name in () if call.in_place else ways_for(self.rows):
             try:
-                result = _WAYS[name](call)
+                result = _way(name)(call)
             except (RuntimeError, TypeError, ValueError, IndexError):
                 continue  # a way that this operation does not allow
             if rows_are_equal(result, self.rows):
@@ -104,7 +105,7 @@ class _EqualRows(TorchFunctionMode):
         if _name(func) in self._names:
             call = _Call(func, args, kwargs or {}, self.rows)
             if (key := call.key) is not None and key in self.ways:
-                return _WAYS[self.ways[key]](call)
+                return _way(self.ways[key])(call)
         return func(*args, **(kwargs or {}))
 
 
@@ -134,22 +135,15 @@ def ways_for(rows: int) -> list[str]:
     return [*names, "row by row"]
 
 
-class _Ways(dict):
-    """Functions by the names of `ways_for`, made when they are asked for."""
-
-    def __missing__(self, name: str) -> Callable[[_Call], Any]:
-        words = name.split()
-        if name.startswith("with outputs"):
-            way: Callable[[_Call], Any] = _more_outputs
-        elif words[0] == "with":
-            way = _more_rows(int(words[1]))
-        else:
-            way = _parts(None if words[0] == "row" else int(words[1]))
-        self[name] = way
-        return way
-
-
-_WAYS = _Ways()
+@cache
+def _way(name: str) -> Callable[[_Call], Any]:
+    """The function of a name of `ways_for`."""
+    words = name.split()
+    if name.startswith("with outputs"):
+        return _more_outputs
+    if words[0] == "with":
+        return _more_rows(int(words[1]))
+    return _parts(None if words[0] == "row" else int(words[1]))
 
 
 class _Call:
@@ -248,14 +242,10 @@ def _parts(count: int | None) -> Callable[[_Call], Any]:
             for start in range(0, call.rows, size)
         ]
         if isinstance(results[0], Tensor):
-            return _joined(results)
-        return type(results[0])(_joined(list(parts)) for parts in zip(*results, strict=True))
+            return torch.cat(results)
+        return type(results[0])(torch.cat(parts) for parts in zip(*results, strict=True))
 
     return way
-
-
-def _joined(parts: list[Tensor]) -> Tensor:
-    return torch.cat(parts)
 
 
 def _map_results(result: Any, rows: int, change: Callable[[Tensor], Tensor]) -> Any:

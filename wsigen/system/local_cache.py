@@ -12,6 +12,9 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from wsigen.errors import SlideError
+from wsigen.system.replacing import replacing
+
 
 def cache_folder() -> Path:
     """`WSIGEN_CACHE`, else `wsigen` in `XDG_CACHE_HOME` or `~/.cache`."""
@@ -29,12 +32,11 @@ def recall(name: str) -> Any:
 
 def remember(name: str, value: Any) -> None:
     """Keep plain data under a name, whole or not at all."""
-    with suppress(OSError):
-        file = cache_folder() / f"{name}.json"
+    file = cache_folder() / f"{name}.json"
+    with suppress(OSError, SlideError):
         file.parent.mkdir(parents=True, exist_ok=True)
-        partial = file.with_name(f"{file.name}.{os.getpid()}.partial")
-        partial.write_text(json.dumps(value, indent=1), encoding="utf-8")
-        partial.replace(file)
+        with replacing(file, overwrite=True) as partial:
+            partial.write_text(json.dumps(value, indent=1), encoding="utf-8")
 
 
 @contextmanager
