@@ -15,9 +15,9 @@ import click
 import numpy as np
 
 from wsigen.evaluation.fidelity import MATCH, Found, match
+from wsigen.layouts.decoding import Decoder
+from wsigen.layouts.mask_code import MaskCode
 from wsigen.masks.demo import demo_mask
-from wsigen.masks.synthesis.decoding import Decoder
-from wsigen.masks.synthesis.mask_code import MaskCode
 from wsigen.models.config import LIZARD_CLASSES
 from wsigen.training import manifest as manifests
 

@@ -15,6 +15,7 @@ FLOORS = (
     "wsigen.errors wsigen.config wsigen.system",
     "wsigen.diffusion",
     "wsigen.masks wsigen.zarr_levels",
+    "wsigen.layouts",
     "wsigen.slides",
     "wsigen.models",
     "wsigen.networks",

@@ -26,8 +26,8 @@ from PIL import Image
 
 import wsigen
 from wsigen.config import RenderSettings
+from wsigen.layouts.layout import REGIONS, Layout
 from wsigen.masks.slide_mask import write_slide_mask
-from wsigen.masks.synthesis.layout import REGIONS, Layout
 from wsigen.masks.window import MaskWindow
 from wsigen.models.config import ModelConfig
 from wsigen.models.nasdm import NasdmModel

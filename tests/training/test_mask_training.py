@@ -11,9 +11,9 @@ import torch
 from short_run import SHORT
 
 from wsigen.errors import SettingsError
-from wsigen.masks.synthesis.decoding import Decoder
-from wsigen.masks.synthesis.layout import CELL, DENSITY_SCALE
-from wsigen.masks.synthesis.mask_code import MaskCode
+from wsigen.layouts.decoding import Decoder
+from wsigen.layouts.layout import CELL, DENSITY_SCALE
+from wsigen.layouts.mask_code import MaskCode
 from wsigen.models.config import LIZARD_CLASSES
 from wsigen.models.nasdm import NasdmModel
 from wsigen.training import manifest as manifests

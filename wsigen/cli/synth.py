@@ -166,7 +166,7 @@ def synth(
 
 
 def _request(source: str, size: str | None, seed: int, more: tuple[str, ...]) -> LayoutRequest:
-    from wsigen.masks.synthesis.layout import parse_more
+    from wsigen.layouts.layout import parse_more
     from wsigen.rendering.synthesis import LayoutRequest
 
     return LayoutRequest(source, _sides(size) if size else None, seed, parse_more(more))

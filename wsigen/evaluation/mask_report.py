@@ -16,9 +16,9 @@ from wsigen.config import RenderSettings
 from wsigen.errors import SettingsError
 from wsigen.evaluation.mask_statistics import RADII_UM, Field, Measured, border_profile, collected, fields_of, sums_of
 from wsigen.evaluation.report import Report, Row, Section
+from wsigen.layouts.regions import layout_of_picture
 from wsigen.masks.classes import ClassTable
 from wsigen.masks.slide_mask import SlideMask
-from wsigen.masks.synthesis.regions import layout_of_picture
 from wsigen.models.registry import DEFAULT_MODEL, load_config
 from wsigen.training import manifest as manifests
 

@@ -15,9 +15,9 @@ from scipy import ndimage
 from scipy.spatial import cKDTree
 
 from wsigen.errors import DataError
+from wsigen.layouts.regions import GLAND, LUMEN, epithelial_classes, region_plane
 from wsigen.masks.conditions import tissue_near_nuclei
 from wsigen.masks.slide_mask import SlideMask
-from wsigen.masks.synthesis.regions import GLAND, LUMEN, epithelial_classes, region_plane
 from wsigen.masks.window import GLASS
 from wsigen.models.stain import tissue_from_density
 from wsigen.training import manifest as manifests

@@ -17,7 +17,7 @@ from wsigen.choices import SamplerName
 from wsigen.diffusion.guidance import is_guided
 from wsigen.errors import ModelError, SettingsError
 from wsigen.masks.classes import ClassTable
-from wsigen.masks.synthesis.limits import NucleusLimits
+from wsigen.masks.limits import NucleusLimits
 from wsigen.models.stain import STYLE_NUMBERS, StainStyle, StyleRange
 from wsigen.models.stain_response import StainResponse
 

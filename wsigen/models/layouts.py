@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from wsigen.masks.synthesis.layout import CELL, REGIONS
+from wsigen.layouts.layout import CELL, REGIONS
 
 
 def layout_planes(

@@ -10,11 +10,11 @@ import math
 
 import numpy as np
 
+from wsigen.layouts.layout import Layout, cells_of, first_cell
 from wsigen.masks.conditions import GLASS_DEPTH, UNKNOWN_WITHIN_UM
 from wsigen.masks.occupancy import Occupancy
 from wsigen.masks.slide_mask import MaskSource
 from wsigen.masks.summary import MaskSummary
-from wsigen.masks.synthesis.layout import Layout, cells_of, first_cell
 from wsigen.painting.canvas import Chunk
 from wsigen.painting.grid import COLOURS, Axis, BlockGrid, Colour, WindowGrid
 

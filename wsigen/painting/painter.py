@@ -28,8 +28,8 @@ from wsigen_kernels import attention, norm
 from wsigen.diffusion.noise import coordinate_normals
 from wsigen.diffusion.schedules import NoiseSchedule
 from wsigen.errors import SettingsError
+from wsigen.layouts.layout import REGIONS, LayoutWindow, cells_of
 from wsigen.masks.conditions import HALO, Surroundings
-from wsigen.masks.synthesis.layout import REGIONS, LayoutWindow, cells_of
 from wsigen.models.conditioned import WindowInputs
 from wsigen.models.conditioning import condition_planes, derive_conditions
 from wsigen.models.config import ModelConfig

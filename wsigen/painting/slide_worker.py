@@ -15,9 +15,9 @@ import numpy as np
 import torch
 
 from wsigen.errors import SettingsError, StoreError
+from wsigen.layouts.layout import Layout, LayoutWindow
 from wsigen.masks.conditions import Surroundings, read_surroundings
 from wsigen.masks.slide_mask import MaskSource, SlideMask, resampled_to
-from wsigen.masks.synthesis.layout import Layout, LayoutWindow
 from wsigen.models.nasdm import NasdmModel
 from wsigen.painting.batching import LARGEST_LOAD, Batcher, Load, WorkerThreads
 from wsigen.painting.canvas import CACHE_BYTES, Canvas

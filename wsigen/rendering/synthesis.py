@@ -18,13 +18,13 @@ import numpy as np
 from wsigen.choices import LAYOUT_PRESETS
 from wsigen.config import RenderSettings
 from wsigen.errors import MaskError, ModelError, SettingsError
+from wsigen.layouts.architecture import layout_by_hand, sampled_layout
+from wsigen.layouts.bands import DecodedBands
+from wsigen.layouts.decoding import HALO, Decoder
+from wsigen.layouts.layout import Layout, is_layout
+from wsigen.layouts.mask_code import BLANK, MaskCode
+from wsigen.layouts.regions import layout_of_mask
 from wsigen.masks.slide_mask import SlideMask, write_slide_mask
-from wsigen.masks.synthesis.architecture import layout_by_hand, sampled_layout
-from wsigen.masks.synthesis.bands import DecodedBands
-from wsigen.masks.synthesis.decoding import HALO, Decoder
-from wsigen.masks.synthesis.layout import Layout, is_layout
-from wsigen.masks.synthesis.mask_code import BLANK, MaskCode
-from wsigen.masks.synthesis.regions import layout_of_mask
 from wsigen.masks.window import MaskWindow
 from wsigen.models.config import ModelConfig
 from wsigen.models.nasdm import weights_sha256

@@ -15,11 +15,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from wsigen.masks.synthesis.decoding import shapes
-from wsigen.masks.synthesis.layout import CELL, DENSITY_SCALE, REGIONS
-from wsigen.masks.synthesis.limits import NucleusLimits
-from wsigen.masks.synthesis.mask_code import MaskCode
-from wsigen.masks.synthesis.regions import epithelial_classes, mark_plane, region_plane
+from wsigen.layouts.decoding import shapes
+from wsigen.layouts.layout import CELL, DENSITY_SCALE, REGIONS
+from wsigen.layouts.mask_code import MaskCode
+from wsigen.layouts.regions import epithelial_classes, mark_plane, region_plane
+from wsigen.masks.limits import NucleusLimits
 from wsigen.models.layouts import upsampled, with_present
 from wsigen.models.stain import tissue_from_density
 from wsigen.training.manifest import (

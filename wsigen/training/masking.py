@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from wsigen.errors import SettingsError
+from wsigen.layouts.decoding import Decoder
+from wsigen.layouts.layout import REGIONS
+from wsigen.layouts.mask_code import BLANK, MaskCode
 from wsigen.masks.classes import ClassTable
-from wsigen.masks.synthesis.decoding import Decoder
-from wsigen.masks.synthesis.layout import REGIONS
-from wsigen.masks.synthesis.mask_code import BLANK, MaskCode
 from wsigen.models.conditioned import WindowInputs
 from wsigen.models.conditioning import null_planes
 from wsigen.models.config import ModelConfig

@@ -12,9 +12,9 @@ from click.testing import CliRunner
 from wsigen.cli.main import main
 from wsigen.config import RenderSettings
 from wsigen.errors import ModelError, SettingsError
+from wsigen.layouts.layout import Layout
 from wsigen.masks.demo import write_demo_mask
 from wsigen.masks.slide_mask import SlideMask
-from wsigen.masks.synthesis.layout import Layout
 from wsigen.models.config import ModelConfig
 from wsigen.models.nasdm import NasdmModel
 from wsigen.models.stain import StainStyle

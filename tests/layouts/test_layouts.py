@@ -8,11 +8,11 @@ import torch
 
 from wsigen.choices import LAYOUT_PRESETS
 from wsigen.errors import MaskError, SettingsError
+from wsigen.layouts.architecture import Tissue, layout_by_hand, sampled_layout, zones
+from wsigen.layouts.layout import CELL, Layout, parse_more
+from wsigen.layouts.regions import layout_of_mask
 from wsigen.masks.demo import write_demo_mask
 from wsigen.masks.slide_mask import SlideMask
-from wsigen.masks.synthesis.architecture import Tissue, layout_by_hand, sampled_layout, zones
-from wsigen.masks.synthesis.layout import CELL, Layout, parse_more
-from wsigen.masks.synthesis.regions import layout_of_mask
 from wsigen.models.config import LIZARD_CLASSES, ModelConfig
 from wsigen.models.layouts import density_gains, layout_planes
 from wsigen.painting.grid import WindowGrid

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from wsigen.masks.synthesis.decoding import HALO, REACH, Decoder
-from wsigen.masks.synthesis.layout import Layout
-from wsigen.masks.synthesis.mask_code import LAND
+from wsigen.layouts.decoding import HALO, REACH, Decoder
+from wsigen.layouts.layout import Layout
+from wsigen.layouts.mask_code import LAND
 from wsigen.masks.window import TISSUE, MaskWindow
 from wsigen.system.cores import available_cores
 

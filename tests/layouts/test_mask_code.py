@@ -8,13 +8,13 @@ import pytest
 import pyvips
 from scipy import ndimage
 
+from wsigen.layouts.bands import DecodedBands
+from wsigen.layouts.decoding import HALO, Decoder
+from wsigen.layouts.layout import CELL, REGIONS, Layout
+from wsigen.layouts.mask_code import BLANK, CIRCLE, MaskCode, hills
 from wsigen.masks.classes import ClassTable
 from wsigen.masks.demo import demo_mask
-from wsigen.masks.synthesis.bands import DecodedBands
-from wsigen.masks.synthesis.decoding import HALO, Decoder
-from wsigen.masks.synthesis.layout import CELL, REGIONS, Layout
-from wsigen.masks.synthesis.limits import NucleusLimits
-from wsigen.masks.synthesis.mask_code import BLANK, CIRCLE, MaskCode, hills
+from wsigen.masks.limits import NucleusLimits
 from wsigen.models.config import LIZARD_CLASSES
 
 CODE = MaskCode.of(LIZARD_CLASSES)

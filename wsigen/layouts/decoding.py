@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from wsigen.masks.synthesis.limits import NucleusLimits
-from wsigen.masks.synthesis.mask_code import COAST, FOOT, LAND, MIDDLE, MaskCode
+from wsigen.layouts.mask_code import COAST, FOOT, LAND, MIDDLE, MaskCode
+from wsigen.masks.limits import NucleusLimits
 
 CLIMB = 32  # pixels; the longest nuclei of the training data reach 36 px from their middle
 # The next three were set on sampled masks, so that numbers, areas and touching nuclei are as in the pictures whose
