@@ -5,7 +5,7 @@ training, and with the maps of an earlier call, as in painting (see UNet.spade_c
 matmul of random data on the same device in the same run: data sheets quote clocks that no machine holds.
 
 Variants: ``eager`` and ``compiled`` (torch.compile, dynamic=False) use torch alone; ``ours`` the Triton kernels, in as
-few passes as they allow (wsigen.models.fused); ``ours+compiled`` lets torch.compile fuse what is left between them;
+few passes as they allow (wsigen.networks.unet_fused); ``ours+compiled`` lets torch.compile fuse what is left between them;
 ``auto`` is what this machine would choose. On a GPU every variant is replayed from a CUDA graph.
 
     python benchmarks/denoiser.py --model preset:nasdm-colon-20x --device cuda --batch 64 --variant all
@@ -44,7 +44,7 @@ from wsigen_kernels.ops import register_fallbacks
 from wsigen.errors import WsigenError
 from wsigen.models.conditioning import condition_planes
 from wsigen.models.config import ModelConfig
-from wsigen.models.nasdm import NasdmModel
+from wsigen.networks.nasdm import NasdmModel
 from wsigen.system.devices import choose_device
 
 VARIANTS = ("eager", "compiled", "ours", "ours+compiled")

@@ -38,8 +38,8 @@ from wsigen_kernels.dispatch import xformers_obstacle
 from wsigen_kernels.norm import group_norm_torch
 
 from wsigen.models.config import ModelConfig
-from wsigen.models.nasdm import NasdmModel
-from wsigen.models.unet import ResBlock, UNet
+from wsigen.networks.nasdm import NasdmModel
+from wsigen.networks.unet import ResBlock, UNet
 
 OURS = "triton"
 

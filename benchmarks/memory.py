@@ -55,7 +55,7 @@ def render_once(folder: Path, side: int, answer: multiprocessing.Queue) -> None:
 def main(sizes: tuple[int, ...]) -> None:
     """Render each size and print its peak."""
     from wsigen.models.config import PRESETS
-    from wsigen.models.nasdm import NasdmModel
+    from wsigen.networks.nasdm import NasdmModel
 
     context = multiprocessing.get_context("spawn")
     click.echo("| side, px | windows painted | peak, MB |\n| --- | --- | --- |")

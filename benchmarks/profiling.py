@@ -23,7 +23,7 @@ from torch.profiler import ProfilerActivity, profile
 from wsigen.diffusion.guidance import is_guided
 from wsigen.diffusion.schedules import NoiseSchedule
 from wsigen.models.conditioned import ConditionedNetwork, WindowInputs
-from wsigen.models.denoise import denoise, model_sampler
+from wsigen.networks.denoise import denoise, model_sampler
 from wsigen.system.devices import choose_device
 
 CONVOLUTIONS = ("fprop", "cutlass", "conv")  # in names of kernels

@@ -23,7 +23,7 @@ import click
 from wsigen.errors import WsigenError
 from wsigen.masks.demo import write_demo_mask
 from wsigen.models.config import ModelConfig
-from wsigen.models.nasdm import NasdmModel
+from wsigen.networks.nasdm import NasdmModel
 from wsigen.models.registry import find_model
 from wsigen.models.stain import StainStyle
 from wsigen.painting.scheduler import Progress

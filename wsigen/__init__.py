@@ -24,7 +24,7 @@ _PUBLIC = {
     "LayoutRequest": "wsigen.rendering.synthesis",
     "RenderSettings": "wsigen.config",
     "StainStyle": "wsigen.models.stain",
-    "NasdmModel": "wsigen.models.nasdm",
+    "NasdmModel": "wsigen.networks.nasdm",
     "ImportSettings": "wsigen.masks.importers",
     "import_mask": "wsigen.masks.importers",
     "export_mask": "wsigen.masks.exporters",
@@ -57,7 +57,7 @@ if TYPE_CHECKING:
     from wsigen.errors import WsigenError
     from wsigen.masks.exporters import export_mask
     from wsigen.masks.importers import ImportSettings, import_mask
-    from wsigen.models.nasdm import NasdmModel
+    from wsigen.networks.nasdm import NasdmModel
     from wsigen.models.stain import StainStyle
     from wsigen.rendering.job import RenderResult, render
     from wsigen.rendering.many import render_many

@@ -19,7 +19,7 @@ from click.testing import CliRunner
 from wsigen.cli.main import main
 from wsigen.masks.demo import write_demo_mask
 from wsigen.models.config import ModelConfig
-from wsigen.models.nasdm import NasdmModel
+from wsigen.networks.nasdm import NasdmModel
 from wsigen.models.stain_response import StainResponse
 
 

@@ -13,7 +13,7 @@ from wsigen.cli.main import main
 from wsigen.evaluation.baselines import METHODS, AreaPainter, read_area
 from wsigen.masks.slide_mask import SlideMask, write_slide_mask
 from wsigen.masks.window import MaskWindow
-from wsigen.models.nasdm import NasdmModel
+from wsigen.networks.nasdm import NasdmModel
 
 CPU = torch.device("cpu")
 WINDOW, OVERLAP, MARGIN = 64, 8, 2

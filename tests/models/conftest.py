@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from wsigen.models.config import ModelConfig
-from wsigen.models.nasdm import NasdmModel
+from wsigen.networks.nasdm import NasdmModel
 
 
 @pytest.fixture(autouse=True)

@@ -16,12 +16,12 @@ if not torch.cuda.is_available():
 
 from wsigen.diffusion.samplers import make_sampler
 from wsigen.diffusion.schedules import NoiseSchedule
-from wsigen.models import fused
+from wsigen.networks import unet_fused
 from wsigen.models.conditioned import ConditionedNetwork, WindowInputs
 from wsigen.models.conditioning import condition_planes
 from wsigen.models.config import ModelConfig
-from wsigen.models.denoise import denoise
-from wsigen.models.recorded import Recorded
+from wsigen.networks.denoise import denoise
+from wsigen.networks.recorded import Recorded
 
 DEVICE, DTYPE = ("cuda", torch.bfloat16) if torch.cuda.is_available() else ("cpu", torch.float32)
 

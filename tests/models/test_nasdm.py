@@ -13,8 +13,8 @@ from wsigen.models import nasdm
 from wsigen.models.conditioned import WindowInputs
 from wsigen.models.conditioning import condition_planes, tell_guidance
 from wsigen.models.config import PRESETS, ModelConfig, UNetConfig
-from wsigen.models.denoise import denoise
-from wsigen.models.nasdm import NasdmModel, weights_sha256
+from wsigen.networks.denoise import denoise
+from wsigen.networks.nasdm import NasdmModel, weights_sha256
 from wsigen.models.stain import StainStyle, StyleRange
 from wsigen.models.stain_response import StainResponse
 

@@ -7,8 +7,8 @@ import torch
 
 from wsigen.models.conditioning import condition_planes
 from wsigen.models.config import ModelConfig, UNetConfig
-from wsigen.models.nasdm import NasdmModel
-from wsigen.models.unet import UNet, timestep_embedding
+from wsigen.networks.nasdm import NasdmModel
+from wsigen.networks.unet import UNet, timestep_embedding
 
 PUBLISHED_PARAMETERS = 500.5e6
 

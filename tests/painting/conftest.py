@@ -7,7 +7,7 @@ import torch
 from wsigen.masks.window import MaskWindow
 from wsigen.masks.writer import write_slide_mask
 from wsigen.models.config import ModelConfig
-from wsigen.models.nasdm import NasdmModel
+from wsigen.networks.nasdm import NasdmModel
 from wsigen.painting.spec import PaintSpec
 
 WIDTH, HEIGHT = 330, 260

@@ -9,7 +9,7 @@ import torch
 from wsigen.errors import SettingsError
 from wsigen.masks.conditions import derive_conditions, read_surroundings
 from wsigen.masks.slide_mask import SlideMask
-from wsigen.models.nasdm import NasdmModel
+from wsigen.networks.nasdm import NasdmModel
 from wsigen.models.stain_response import StainResponse
 from wsigen.painting.painter import Painter, WindowJob, from_uint8, to_uint8
 from wsigen.painting.slide_worker import fixed_threads, make_painter

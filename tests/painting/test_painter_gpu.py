@@ -9,7 +9,7 @@ import torch
 
 from wsigen.masks.conditions import read_surroundings
 from wsigen.masks.slide_mask import SlideMask
-from wsigen.models.nasdm import NasdmModel
+from wsigen.networks.nasdm import NasdmModel
 from wsigen.painting.painter import WindowJob
 from wsigen.painting.slide_worker import make_painter
 

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from wsigen.errors import SettingsError
 from wsigen.masks.conditions import read_surroundings
 from wsigen.masks.slide_mask import SlideMask
-from wsigen.models.nasdm import NasdmModel
+from wsigen.networks.nasdm import NasdmModel
 from wsigen.painting.painter import WindowJob
 from wsigen.painting.rows import RowCheck, equal_rows, rows_are_equal
 from wsigen.painting.slide_worker import make_painter

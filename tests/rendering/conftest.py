@@ -7,7 +7,7 @@ import torch
 
 from wsigen.masks.demo import write_demo_mask
 from wsigen.models.config import ModelConfig
-from wsigen.models.nasdm import NasdmModel
+from wsigen.networks.nasdm import NasdmModel
 
 
 @pytest.fixture(scope="session")

@@ -30,7 +30,7 @@ from wsigen.layouts.layout import REGIONS, Layout
 from wsigen.masks.slide_mask import write_slide_mask
 from wsigen.masks.window import MaskWindow
 from wsigen.models.config import ModelConfig
-from wsigen.models.nasdm import NasdmModel
+from wsigen.networks.nasdm import NasdmModel
 from wsigen.painting.canvas import Canvas
 from wsigen.pixels import PIXELS
 from wsigen.rendering.synthesis import LayoutRequest, sample_mask

@@ -128,7 +128,7 @@ def test_guidance_that_was_learned_costs_nothing(tiny_model, demo_mask_path, tmp
 
 
 def parameters(config):
-    from wsigen.models.nasdm import NasdmModel
+    from wsigen.networks.nasdm import NasdmModel
 
     return NasdmModel(config).parameter_count
 

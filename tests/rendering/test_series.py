@@ -12,7 +12,7 @@ import wsigen
 from wsigen.errors import SettingsError
 from wsigen.masks.demo import write_demo_mask
 from wsigen.models.config import ModelConfig
-from wsigen.models.nasdm import NasdmModel
+from wsigen.networks.nasdm import NasdmModel
 from wsigen.rendering.many import list_slides
 
 

@@ -15,7 +15,7 @@ from wsigen.diffusion.samplers import make_sampler
 from wsigen.diffusion.schedules import NoiseSchedule
 from wsigen.errors import DataError, ModelError, SettingsError
 from wsigen.models.conditioning import tell_guidance
-from wsigen.models.nasdm import NasdmModel
+from wsigen.networks.nasdm import NasdmModel
 from wsigen.networks.measuring import FeatureNetwork, SegmentationNetwork
 from wsigen.training.appearance import gaussian_blur
 from wsigen.training.distillation import ConsistencyTrainer, GuidanceTrainer

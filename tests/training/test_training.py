@@ -15,7 +15,7 @@ import torch
 
 from wsigen.errors import DataError, SettingsError
 from wsigen.models.config import PRESETS, ModelConfig
-from wsigen.models.nasdm import NasdmModel
+from wsigen.networks.nasdm import NasdmModel
 from wsigen.models.stain import StyleRange
 from wsigen.models.stain_response import StainResponse
 from wsigen.training import manifest as folder_format

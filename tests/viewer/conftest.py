@@ -13,7 +13,7 @@ import wsigen
 from wsigen.config import RenderSettings
 from wsigen.masks.demo import write_demo_mask
 from wsigen.models.config import ModelConfig
-from wsigen.models.nasdm import NasdmModel
+from wsigen.networks.nasdm import NasdmModel
 from wsigen.painting.canvas import Canvas
 
 WIDTH, HEIGHT = 600, 500

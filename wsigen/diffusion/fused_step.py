@@ -32,7 +32,7 @@ def step(
     noise: Tensor | None,
     state: SamplerState,
 ) -> tuple[Tensor, SamplerState]:
-    """From x at ``timesteps[index]`` to the next; arguments as in the loop of wsigen.models.denoise.
+    """From x at ``timesteps[index]`` to the next; arguments as in the loop of wsigen.networks.denoise.
 
     ``prediction`` (B, 3, H, W) of any float type; the other tensors float32.
     """

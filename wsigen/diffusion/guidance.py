@@ -2,10 +2,24 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:  # a model's configuration asks, and is read without torch
     from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Guidance:
+    """How a model is guided: the scale, and whether the network has learned to paint with it in one call."""
+
+    scale: float = 1.0
+    learned: bool = False
+
+    @property
+    def calls(self) -> int:
+        """How often a step calls the network: twice with guidance that it has not learned."""
+        return 2 if is_guided(self.scale) and not self.learned else 1
 
 
 def is_guided(guidance_scale: float) -> bool:

@@ -25,7 +25,7 @@ from wsigen.evaluation.material import PaintOptions, check_window, crop_inputs, 
 from wsigen.evaluation.report import Report, Row, Section, sheet
 from wsigen.models.conditioned import WindowInputs
 from wsigen.models.config import CONFIG_FILE, ModelConfig
-from wsigen.models.nasdm import NasdmModel
+from wsigen.networks.denoiser import Denoiser
 from wsigen.models.registry import DEFAULT_MODEL, find_model
 from wsigen.models.stain import STYLE_NUMBERS, StainStyle, StyleRange, optical_density, tissue_pixels
 from wsigen.models.stain_response import NUMBERS, StainResponse, fit_response
@@ -112,7 +112,7 @@ def pooled(sums: np.ndarray) -> np.ndarray:
 class _Bench:
     """Paints the masks in styles and measures them; counts what is done."""
 
-    def __init__(self, settings: StainEvaluation, model: NasdmModel, masks: Masks, progress: Progress) -> None:
+    def __init__(self, settings: StainEvaluation, model: Denoiser, masks: Masks, progress: Progress) -> None:
         self.settings, self.model, self.masks, self.progress = settings, model, masks, progress
         self.choice = choose_device(settings.device)
         self.range: StyleRange = model.config.style_range

@@ -36,8 +36,8 @@ from wsigen.masks.conditions import read_conditions
 from wsigen.masks.slide_mask import SlideMask
 from wsigen.models.conditioned import GuidedNetwork, WindowInputs
 from wsigen.models.conditioning import condition_planes
-from wsigen.models.denoise import denoise, model_sampler
-from wsigen.models.nasdm import NasdmModel
+from wsigen.networks.denoise import denoise, model_sampler
+from wsigen.networks.denoiser import Denoiser
 from wsigen.painting.blending import Mosaic
 from wsigen.painting.grid import STAGE_COLOURS, STAGES, Axis, Rectangle, Window, WindowGrid, usual_blend
 from wsigen.painting.painter import from_uint8, to_uint8
@@ -71,7 +71,7 @@ class Area:
 class AreaPainter:
     """Paints one area by any method; counts the windows that went through the network, times steps."""
 
-    def __init__(self, model: NasdmModel, area: Area, window: int, overlap: int, steps: int, seed: int) -> None:
+    def __init__(self, model: Denoiser, area: Area, window: int, overlap: int, steps: int, seed: int) -> None:
         self.model, self.area, self.window, self.overlap = model, area, window, overlap
         self.steps, self.seed, self.calls = steps, seed, 0
         self.calls_a_step = model.config.calls_a_step()
@@ -194,7 +194,7 @@ class AreaPainter:
         return torch.cat(found)
 
 
-def read_area(mask: SlideMask, model: NasdmModel, size: int, window: int, overlap: int, device: torch.device) -> Area:
+def read_area(mask: SlideMask, model: Denoiser, size: int, window: int, overlap: int, device: torch.device) -> Area:
     """Read the upper left area of a mask, at least ``size`` px or as large as it is, in the model's default style."""
     axis = Axis(min(size, mask.width, mask.height), window, overlap)
     side = (axis.count - 1) * axis.stride + window

@@ -21,8 +21,8 @@ from wsigen.evaluation.fidelity import instances_of
 from wsigen.models.conditioned import WindowInputs
 from wsigen.models.conditioning import condition_planes
 from wsigen.models.config import ModelConfig
-from wsigen.models.denoise import denoise, model_sampler
-from wsigen.models.nasdm import NasdmModel
+from wsigen.networks.denoise import denoise, model_sampler
+from wsigen.networks.denoiser import Denoiser
 from wsigen.system.devices import DeviceChoice
 from wsigen.training import manifest as folder_format
 from wsigen.training.patches import Crops, PatchBank
@@ -149,7 +149,7 @@ class PaintOptions:
 
 
 def paint_patches(
-    model: NasdmModel,
+    model: Denoiser,
     material: Material,
     options: PaintOptions,
     device: DeviceChoice,
@@ -166,7 +166,7 @@ def paint_patches(
 
 
 def paint_windows(
-    model: NasdmModel,
+    model: Denoiser,
     inputs: Callable[[torch.Tensor], WindowInputs],
     numbers: torch.Tensor,
     options: PaintOptions,
@@ -193,7 +193,7 @@ def paint_windows(
     return np.concatenate(painted)
 
 
-def check_window(model: NasdmModel, window: int) -> None:
+def check_window(model: Denoiser, window: int) -> None:
     """Raise SettingsError for a side that the network cannot take."""
     if window % model.unet.size_multiple:
         raise SettingsError(f"--window {window}: must be a multiple of {model.unet.size_multiple} for this model")
@@ -222,9 +222,9 @@ def crop_inputs(config: ModelConfig, crops: torch.Tensor, told: torch.Tensor, gl
     return WindowInputs(planes, white * known, known, told)
 
 
-def load_painter(name: str, device: DeviceChoice) -> NasdmModel:
+def load_painter(name: str, device: DeviceChoice) -> Denoiser:
     """Load a painter onto the device, in its number format."""
-    model = NasdmModel.from_pretrained(name).to(device.device, getattr(torch, device.dtype)).eval()
+    model = Denoiser.from_pretrained(name).to(device.device, getattr(torch, device.dtype)).eval()
     return model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch types omit it
 
 

@@ -28,7 +28,7 @@ from wsigen.evaluation.material import (
 from wsigen.evaluation.memorisation import WINDOW, TrainingIndex, centre, pixel_similarity, template_side
 from wsigen.evaluation.report import Report, Section, sheet
 from wsigen.evaluation.stain import BINS, CHANNELS, StainStatistics
-from wsigen.models.nasdm import NasdmModel
+from wsigen.networks.denoiser import Denoiser
 from wsigen.models.registry import DEFAULT_MODEL
 from wsigen.networks.measuring import FEATURES, SEGMENTER, FeatureNetwork, SegmentationNetwork
 from wsigen.system.devices import DeviceChoice, choose_device
@@ -75,7 +75,7 @@ class _Bench:
     segmenter: SegmentationNetwork
     of_real: PatchFeatures
     of_painted: PatchFeatures
-    model: NasdmModel | None
+    model: Denoiser | None
     progress: Progress
 
 
@@ -126,7 +126,7 @@ def evaluate_patches(settings: PatchEvaluation, progress: Progress = lambda what
     return report
 
 
-def _window_of(model: NasdmModel | None) -> int:
+def _window_of(model: Denoiser | None) -> int:
     assert model is not None
     return model.config.window
 

@@ -20,7 +20,7 @@ from wsigen.errors import SettingsError
 from wsigen.evaluation.material import PAINT_BATCH, load_painter, material_inputs, real_patches
 from wsigen.models.conditioned import GuidedNetwork, WindowInputs
 from wsigen.models.config import CONFIG_FILE
-from wsigen.models.nasdm import NasdmModel
+from wsigen.networks.denoiser import Denoiser
 from wsigen.models.registry import find_model
 from wsigen.system.devices import DeviceChoice
 
@@ -55,7 +55,7 @@ def fit_painter(
         seed, numbers * window, torch.zeros_like(numbers), window, window, 0, device=numbers.device
     )
     fitted = {len(plan): plan for plan in painter.config.fitted}
-    painter.config = replace(painter.config, guidance_scale=painter.config.guidance_for(guidance_scale))
+    painter.config = replace(painter.config, guidance_scale=painter.config.guidance(guidance_scale).scale)
     predict = data_prediction(painter, inputs, PAINT_BATCH[choice.device])
     schedule = NoiseSchedule.from_name(painter.config.schedule, painter.config.schedule_steps)
     for count in steps:
@@ -73,7 +73,7 @@ def fit_painter(
     partial.rename(out)
 
 
-def data_prediction(model: NasdmModel, inputs: WindowInputs, batch: int) -> Data:
+def data_prediction(model: Denoiser, inputs: WindowInputs, batch: int) -> Data:
     """The data prediction (B, 3, H, W) float32 at (x, timestep), clamped, known pixels overwritten, as in painting."""
     schedule = NoiseSchedule.from_name(model.config.schedule, model.config.schedule_steps)
     kind = cast(PredictionType, model.config.prediction)

@@ -37,9 +37,9 @@ class LayoutWindow:
     cells: np.ndarray
 
     @property
-    def arrays(self) -> tuple[np.ndarray, ...]:
-        """What a batch stacks."""
-        return (self.cells,)
+    def arrays(self) -> dict[str, np.ndarray]:
+        """What a batch stacks, by name."""
+        return {"cells": self.cells}
 
     def is_glass(self, _part: tuple[slice, slice]) -> bool:
         """Whether the window is glass: all of it, since its cells are far larger than a border's width."""
@@ -67,9 +67,6 @@ class Layout:
             _cells(start, count, size) for start, count, size in zip((y, x), (h, w), self.planes.shape[1:])
         )
         return LayoutWindow(np.ascontiguousarray(self.planes[:, rows][:, :, columns]))
-
-    def close(self) -> None:
-        """Let the file go."""
 
     def tissue(self, x: int, y: int, w: int, h: int) -> np.ndarray:
         """Tissue plane of a rectangle, (h, w) uint8: 0 where more than half is glass."""

@@ -50,9 +50,9 @@ class Surroundings:
     tissue: np.ndarray
 
     @property
-    def arrays(self) -> tuple[np.ndarray, ...]:
-        """What a batch stacks."""
-        return self.classes, self.labels, self.tissue
+    def arrays(self) -> dict[str, np.ndarray]:
+        """What a batch stacks, by name."""
+        return {"classes": self.classes, "labels": self.labels, "tissue": self.tissue}
 
     def part(self, x: int, y: int, w: int, h: int) -> Surroundings:
         """Those of the (h, w) part at (x, y), counted from the window's corner: views."""
@@ -91,7 +91,7 @@ def read_conditions(mask: MaskSource, x: int, y: int, w: int, h: int, mpp: float
 
 
 def derive_conditions(around: Surroundings) -> Conditions:
-    """Condition planes of a window; `wsigen.models.conditioning.derive_conditions` does a batch with torch."""
+    """Condition planes of a window; `wsigen.conditions` does a batch with torch."""
     tissue = np.where(around.classes > 0, np.uint8(TISSUE), around.tissue)
     return Conditions(
         classes=np.ascontiguousarray(_inner(around.classes, HALO)),

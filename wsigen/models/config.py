@@ -14,7 +14,7 @@ from typing import Any, Literal
 import numpy as np
 
 from wsigen.choices import SamplerName
-from wsigen.diffusion.guidance import is_guided
+from wsigen.diffusion.guidance import Guidance
 from wsigen.errors import ModelError, SettingsError
 from wsigen.masks.classes import ClassTable
 from wsigen.masks.limits import NucleusLimits
@@ -23,6 +23,24 @@ from wsigen.models.stain_response import StainResponse
 
 CONFIG_FILE = "config.json"
 OUT_OF_REACH = 0.25  # deviations of the training slides by which a painted stain may miss; less is hard to see
+
+
+ProductName = Literal["slide", "mask"]
+Options = tuple[tuple[str, Any], ...]
+
+
+@dataclass(frozen=True)
+class Product:
+    """What comes of a model's pixels. ``noise_stream``: a mask and its slide see noise that has nothing in common.
+
+    ``blends``: whether two windows' pixels have a mean; colours of masks stand for classes, and a mean is of none.
+    """
+
+    noise_stream: int
+    blends: bool
+
+
+PRODUCTS = {"slide": Product(0, True), "mask": Product(1, False)}
 
 
 @dataclass(frozen=True)
@@ -37,8 +55,6 @@ class UNetConfig:
     spade_hidden: int = 48  # hidden channels between mask and (gamma, beta) [128]
     spade_resize: str = "area"  # how a mask reaches a coarser level: "area" or "nearest" ["nearest"]
     condition_in_encoder: bool = True  # mask planes also enter beside the noisy image [False]
-    context: bool = True  # neighbour context RGB and known-pixel plane enter beside the noisy image [False]
-    style_dim: int = 6  # length of the stain style vector, 0 for none [0]
     norm_groups: int = 32  # groups of every group norm [32]
 
     def __post_init__(self) -> None:
@@ -63,7 +79,10 @@ class ModelConfig:
     licence: str = ""  # SPDX identifier of the weights' licence
     terms: str = ""  # one line that render and doctor print
     objective_power: float = 20.0
-    paints: Literal["slide", "mask"] = "slide"  # a mask model paints masks from layouts
+    architecture: str = "nasdm-unet"  # what builds the network, see wsigen.networks.denoiser
+    network: Options = ()  # of another architecture than "nasdm-unet": its options, by name
+    conditions: tuple[str, ...] = ("stain", "mask", "tissue", "context")  # names, see wsigen.conditions.registry
+    paints: ProductName = "slide"
     schedule: str = "cosine"
     schedule_steps: int = 1000
     prediction: Literal["v", "eps", "x0"] = "v"
@@ -105,12 +124,15 @@ class ModelConfig:
             )
 
     @property
-    def condition_planes(self) -> int:
-        """Planes of the condition: one-hot classes, instance edges, tissue, present.
+    def product(self) -> Product:
+        """What comes of the model's pixels."""
+        return PRODUCTS[self.paints]
 
-        Of a mask model: a density for each class, the shares of glass, stroma, gland and lumen, present.
-        """
-        return len(self.classes) + (5 if self.paints == "mask" else 3)
+    @property
+    def shape(self) -> list[Any]:
+        """All that decides the network's operations, as plain data: the same whatever the weights are."""
+        network = dict(self.network) if self.network else asdict(self.unet)
+        return [self.architecture, network, list(self.conditions), len(self.classes), self.learned_variance]
 
     def style(self, name: str | None = None) -> StainStyle:
         """Return a named stain style (the default one for None); ModelError names those there are."""
@@ -168,24 +190,18 @@ class ModelConfig:
             )
         return "unipc"
 
-    def guidance_for(self, guidance_scale: float | None = None) -> float:
-        """``guidance_scale``, or the model's own for None."""
-        return self.guidance_scale if guidance_scale is None else guidance_scale
-
-    def calls_a_step(self, guidance_scale: float | None = None) -> int:
-        """How often a step calls the network: twice with guidance that it has not learned (None: the model's own)."""
-        scale = self.guidance_for(guidance_scale)
-        return 1 if not is_guided(scale) or self.learned_guidance(scale) else 2
-
-    def learned_guidance(self, guidance_scale: float) -> bool:
-        """Whether the network paints with this scale when the *present* plane says it."""
-        return bool(self.guided_scales) and self.guided_scales[0] <= guidance_scale <= self.guided_scales[1]
+    def guidance(self, scale: float | None = None) -> Guidance:
+        """Guidance with a scale; None takes the model's own."""
+        scale = self.guidance_scale if scale is None else scale
+        learned = len(self.guided_scales) == 2 and self.guided_scales[0] <= scale <= self.guided_scales[1]
+        return Guidance(scale, learned)
 
     def to_json(self) -> str:
         """Serialise; :meth:`from_json` reads it back to an equal object."""
         data = asdict(replace(self, styles=()))
         data["classes"] = self.classes.to_config()
         data["styles"] = [style.to_config() for style in self.styles]
+        data["network"] = dict(self.network)
         return json.dumps(data, indent=2) + "\n"
 
     @classmethod
@@ -194,8 +210,14 @@ class ModelConfig:
         try:
             data: dict[str, Any] = json.loads(text)
             data["classes"] = ClassTable.from_config(data["classes"])
-            shape: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in data["unet"].items()}
+            shape = _of_lists(data.get("unet", {}))
+            context, style = shape.pop("context", True), shape.pop("style_dim", len(STYLE_NUMBERS))
             data["unet"] = UNetConfig(**shape)
+            data["network"] = tuple(_of_lists(data.get("network", {})).items())
+            if "conditions" in data:
+                data["conditions"] = tuple(map(str, data["conditions"]))
+            else:  # of a model of an older version, whose network said what it takes
+                data["conditions"] = _older_conditions(data.get("paints", "slide"), bool(context), bool(style))
             data["style_range"] = StyleRange.from_config(data["style_range"])
             if response := data.get("stain_response"):
                 data["stain_response"] = StainResponse(tuple(tuple(map(float, row)) for row in response["rows"]))
@@ -225,6 +247,17 @@ class ModelConfig:
         return PRESETS[name]
 
 
+def _of_lists(data: dict[str, Any]) -> dict[str, Any]:
+    """A JSON object whose lists are tuples, so that they have a hash."""
+    return {key: tuple(value) if isinstance(value, list) else value for key, value in data.items()}
+
+
+def _older_conditions(paints: str, context: bool, style: bool) -> tuple[str, ...]:
+    """Conditions of a model that does not name them."""
+    of_source = ("density",) if paints == "mask" else ("mask", "tissue")
+    return (*(("stain",) if style else ()), *of_source, *(("context",) if context else ()))
+
+
 LIZARD_CLASSES = ClassTable.from_config(
     [
         {"index": 1, "name": "neutrophil", "colour": "#e6194b"},
@@ -251,6 +284,7 @@ PRESETS: dict[str, ModelConfig] = {
         overlap=16,
         num_inference_steps=1000,
         sampler="ddpm",
+        conditions=("mask", "tissue"),
         unet=UNetConfig(
             channels=(256, 256, 512, 768, 1024),
             attention_levels=(2, 3, 4),
@@ -259,8 +293,6 @@ PRESETS: dict[str, ModelConfig] = {
             spade_hidden=128,
             spade_resize="nearest",
             condition_in_encoder=False,
-            context=False,
-            style_dim=0,
         ),
     ),
     # docs/experiments/2.0.md has what other solvers and final steps look like.
@@ -279,9 +311,10 @@ PRESETS: dict[str, ModelConfig] = {
         _COLON,
         name="mask-colon-20x",
         paints="mask",
+        conditions=("density", "context"),
         schedule="cosine-coarse",
         num_inference_steps=8,
-        unet=UNetConfig(channels=(64, 128, 160), patch=4, spade_hidden=32, style_dim=0),
+        unet=UNetConfig(channels=(64, 128, 160), patch=4, spade_hidden=32),
     ),
     # Small enough to train and sample in seconds on a CPU: for tests and for learning the code.
     "tiny": replace(
@@ -306,8 +339,8 @@ PRESETS["tiny-mask"] = replace(
     PRESETS["tiny"],
     name="tiny-mask",
     paints="mask",
+    conditions=("density", "context"),
     schedule="cosine-coarse",
     styles=(),
     default_style="",
-    unet=replace(PRESETS["tiny"].unet, style_dim=0),
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 
 from wsigen.errors import ModelError
@@ -9,6 +10,7 @@ from wsigen.models.config import CONFIG_FILE, ModelConfig
 
 DEFAULT_MODEL = "nasdm-colon-20x"
 MASK_MODEL = "mask-colon-20x"
+SHARD_PATTERN = "weights-*-of-*.safetensors"
 WEIGHTS_ROOT = Path(__file__).resolve().parent.parent / "weights"
 
 
@@ -32,3 +34,11 @@ def find_model(name_or_path: str | Path) -> Path:
 def load_config(name_or_path: str | Path) -> ModelConfig:
     """Read a model's configuration without loading its weights (or torch)."""
     return ModelConfig.load(find_model(name_or_path))
+
+
+def weights_sha256(folder: Path) -> str:
+    """Hash of a model folder's configuration and weights, hexadecimal."""
+    digest = hashlib.sha256((Path(folder) / CONFIG_FILE).read_bytes())
+    for shard in sorted(Path(folder).glob(SHARD_PATTERN)):
+        digest.update(shard.read_bytes())
+    return digest.hexdigest()

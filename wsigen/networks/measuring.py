@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from wsigen.errors import ModelError
 from wsigen.masks.classes import ClassTable
-from wsigen.models.unet import AffineNorm, conv3x3, zeroed
+from wsigen.networks.unet import AffineNorm, conv3x3, zeroed
 
 WEIGHTS_ROOT = Path(__file__).parents[1] / "evaluation" / "weights"
 FEATURES, SEGMENTER = "colon-features", "colon-segmenter"  # that ship

@@ -13,7 +13,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, is_dataclass
 from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
@@ -24,8 +25,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
+from wsigen.conditions.contract import ConditionBatch
 from wsigen.models.config import ModelConfig
-from wsigen.models.nasdm import NasdmModel
+from wsigen.networks.denoiser import Denoiser
 from wsigen.models.registry import shipped_models
 
 COSTS = Path(__file__).with_name("costs.json")
@@ -59,7 +61,7 @@ def batch_cost(config: ModelConfig, window: int, batch_size: int, steps: int, ca
     # What the solver holds in float32: x, x0, the x0 before, noise, context.
     solver = 5 * batch_size * 3 * window**2 * 4
     with torch.device("meta"):
-        parameters = sum(p.numel() for p in NasdmModel(config).parameters())
+        parameters = Denoiser.from_config(config).parameter_count
     return BatchCost(
         calls * (traced.maps + steps * traced.step),
         parameters * getattr(torch, dtype).itemsize,
@@ -70,26 +72,36 @@ def batch_cost(config: ModelConfig, window: int, batch_size: int, steps: int, ca
 def _trace(config: ModelConfig, window: int, batch_size: int, dtype: str) -> _Traced:
     kind = getattr(torch, dtype)
     with torch.device("meta"), torch.inference_mode():
-        model = NasdmModel(config).to(kind).eval()
-        planes = torch.empty(batch_size, config.condition_planes, window, window, dtype=kind)
-        picture = torch.empty(batch_size, 3, window, window, dtype=kind)
-        known, t = torch.empty(batch_size, 1, window, window, dtype=kind), torch.empty(batch_size)
-        style = torch.empty(batch_size, 6, dtype=kind)
+        model = Denoiser.from_config(config).to(kind).eval()
+        told = ConditionBatch(
+            {
+                spec.name: torch.empty(batch_size, spec.channels, *[window] * (2 * (spec.entry != "vector")), dtype=kind)
+                for spec in model.specs
+            }
+        )
+        picture, t = torch.empty(batch_size, 3, window, window, dtype=kind), torch.empty(batch_size)
         # On this device attention is plain products whatever is chosen. Nothing may be chosen here for the process:
         # another slide may be under way.
         with _Peak() as peak:
             with FlopCounterMode(display=False) as maps:
-                kept = model.spade_cache(planes)
+                kept = model.prepare(told)
             with FlopCounterMode(display=False) as step:
-                model(picture, t, planes, picture, known, style, kept)
-    maps_bytes = sum(leaf.nbytes for leaf in tree_leaves(kept) if isinstance(leaf, torch.Tensor))
+                model.predict(kept, picture, t)
+    maps_bytes = sum(tensor.nbytes for tensor in _tensors(kept))
     return _Traced(maps.get_total_flops(), step.get_total_flops(), maps_bytes, peak.bytes)
 
 
 def _key(config: ModelConfig, window: int, batch_size: int, dtype: str) -> str:
     """Names a network's shape, whatever its weights are, and a batch."""
-    network = json.dumps([asdict(config.unet), config.condition_planes, config.learned_variance], sort_keys=True)
+    network = json.dumps(config.shape, sort_keys=True)
     return f"{hashlib.sha256(network.encode()).hexdigest()[:16]} {batch_size} x {window} px {dtype}"
+
+
+def _tensors(kept: Any) -> Iterator[torch.Tensor]:
+    """Tensors of what a denoiser prepared, in dataclasses too."""
+    for leaf in tree_leaves(vars(kept) if is_dataclass(kept) else kept):
+        if isinstance(leaf, torch.Tensor):
+            yield leaf
 
 
 @cache

@@ -23,7 +23,6 @@ from wsigen.painting.canvas import CanvasPanels
 from wsigen.painting.cost import BatchCost, batch_cost
 from wsigen.painting.grid import BlockGrid, Colour
 from wsigen.painting.occupancy import windows_by_colour
-from wsigen.painting.painter import any_window
 from wsigen.painting.slide_worker import cache_bytes, fixed_threads, lanes_for, load_model, make_painter, tasks_at_once
 from wsigen.painting.spec import PaintSpec
 
@@ -110,7 +109,7 @@ def project(
 
 
 def _cost(spec: PaintSpec, config: ModelConfig) -> BatchCost:
-    calls = config.calls_a_step(spec.guidance_scale)
+    calls = config.guidance(spec.guidance_scale).calls
     return batch_cost(config, spec.window, spec.batch_size, spec.num_inference_steps, calls, spec.dtype)
 
 
@@ -180,7 +179,7 @@ def measured_seconds(spec: PaintSpec, batches: int, workers: int) -> float:
     steps = min(2, spec.num_inference_steps)
     with fixed_threads():
         painter = make_painter(spec, load_model(spec), num_inference_steps=steps)
-        jobs = [any_window(painter.model.config, spec.window)] * spec.batch_size
+        jobs = [painter.any_window(spec.window)] * spec.batch_size
         painter.paint(jobs)
         started = time.perf_counter()
         painter.paint(jobs)

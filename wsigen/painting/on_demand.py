@@ -17,13 +17,19 @@ from functools import partial
 
 import numpy as np
 
-from wsigen.masks.slide_mask import SlideMask, resampled_to
-from wsigen.models.nasdm import NasdmModel
+from wsigen.networks.denoiser import Denoiser
 from wsigen.painting.batching import Batcher, Load
 from wsigen.painting.blending import Mosaic
 from wsigen.painting.grid import STAGES, Rectangle, Window, WindowGrid
 from wsigen.painting.painter import WindowJob
-from wsigen.painting.slide_worker import fixed_threads, load_model, load_windows, make_painter, new_threads
+from wsigen.painting.slide_worker import (
+    fixed_threads,
+    load_model,
+    load_windows,
+    make_painter,
+    new_threads,
+    open_source,
+)
 from wsigen.painting.spec import PaintSpec
 
 CACHE_BYTES = 512 << 20  # 2,600 windows of 256 px
@@ -51,16 +57,15 @@ class LivePainter:
         grid: WindowGrid,
         occupied: np.ndarray,
         cache_bytes: int = CACHE_BYTES,
-        model: NasdmModel | None = None,
+        model: Denoiser | None = None,
     ) -> None:
         self.spec, self.grid, self.occupied = spec, grid, occupied
         with ExitStack() as stack:
             stack.enter_context(fixed_threads())
             model = model or load_model(spec)
             self.model = model
-            self._source = SlideMask.open(spec.mask, len(model.config.classes))
+            self._source = open_source(spec, model)
             stack.callback(self._source.close)
-            self._mask = resampled_to(self._source, spec.mpp)
             self._painter = make_painter(spec, model)
             self._stopped = threading.Event()
             pools = new_threads(spec.device)
@@ -195,7 +200,7 @@ class LivePainter:
             mosaic = self._mosaic(extent, near, stage)
             return mosaic.rgb, mosaic.known
 
-        return load_windows(self._mask, self.grid, [window], self._painter, self.spec.mpp, context)
+        return load_windows(self._source, self.grid, [window], context)
 
     def _mosaic(self, part: Rectangle, have: Pixels, stages_below: int = STAGES) -> Mosaic:
         """What is known of a part, with the windows that are at hand."""

@@ -1,4 +1,4 @@
-"""Paint one batch of windows: from masks and neighbours to uint8 pixels (or from layouts to pictures of masks).
+"""Paint one batch of windows: from what a source says of them and from their neighbours to uint8 pixels.
 
 Every window is conditioned on its mask, on the slide's stain style and on the pixels that are known already: its
 neighbours' and clear glass. Before each update of the solver the predicted image is overwritten with what is known, so
@@ -15,30 +15,30 @@ import itertools
 import json
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 from wsigen_kernels import attention, norm
 
+from wsigen.conditions.contract import ConditionBatch, WindowBatch
+from wsigen.conditions.context import context_tensors, to_uint8
+from wsigen.conditions.guidance import PRESENT
+from wsigen.conditions.registry import source_of
 from wsigen.diffusion.noise import coordinate_normals
 from wsigen.diffusion.schedules import NoiseSchedule
 from wsigen.errors import SettingsError
-from wsigen.layouts.layout import REGIONS, LayoutWindow, cells_of
-from wsigen.masks.conditions import HALO, Surroundings
-from wsigen.models.conditioned import WindowInputs
-from wsigen.models.conditioning import condition_planes, derive_conditions
-from wsigen.models.config import ModelConfig
-from wsigen.models.denoise import denoise, model_sampler
-from wsigen.models.layouts import density_gains, layout_planes
-from wsigen.models.nasdm import NasdmModel
-from wsigen.models.recorded import Recorded
+from wsigen.networks.denoise import denoise, model_sampler
+from wsigen.networks.denoiser import Denoiser
+from wsigen.networks.recorded import Recorded
 from wsigen.models.stain import StainStyle
 from wsigen.painting.rows import RowCheck, Verdict, equal_rows, rows_are_equal
+from wsigen.painting.source import SOURCES, WindowData
 from wsigen.system.cores import available_cores
 from wsigen.system.local_cache import one_process_at_a_time, recall, remember
 
@@ -50,23 +50,22 @@ RECORDED_STEPS = 100  # up to so many a batch is one CUDA graph; longer ones kee
 class WindowJob:
     """One window to paint.
 
-    x0, y0: its upper left pixel at level 0. mask: what its conditions follow from: of a mask model cells of a layout.
+    x0, y0: its upper left pixel at level 0. data: what its conditions follow from, as its source read it.
     context: (W, W, 3) uint8, what the canvas holds of it; known: (W, W) bool, where it holds something.
     """
 
     x0: int
     y0: int
-    mask: Surroundings | LayoutWindow
+    data: WindowData
     context: np.ndarray
     known: np.ndarray
 
 
-# The arrays of Surroundings or LayoutWindow, (B, ...); context (B, W, W, 3) uint8; known (B, W, W) bool; corners (B, 2)
-# int64: x0, y0.
+# What a source reads, (B, ...), in the order of its names; context (B, W, W, 3) uint8; known (B, W, W) bool; corners
+# (B, 2) int64: x0, y0.
 BatchTensors = tuple[Tensor, ...]
 Kinds = tuple[tuple[torch.Size, torch.dtype], ...]  # of a batch's tensors
 WAYS_TRIED = 1  # raised when `wsigen.painting.rows` tries other ways, so that older verdicts do not count
-MASK_STREAM = 1  # of noise: the mask of a seed and its slide see noise that has nothing to do with each other
 
 
 @dataclass(frozen=True)
@@ -93,13 +92,14 @@ class Launched:
 class Painter:
     """Paints batches of at most ``batch_size`` windows with one model. Threads may share it.
 
-    ``model`` lies on ``device`` in ``dtype`` already and is in evaluation mode. Raises SettingsError for a sampler or
+    ``model`` lies on ``device`` in ``dtype`` already and is in evaluation mode. ``values`` are of the slide, by the name
+    of the condition, as `Condition.resolve` gives them; that of the stain is ``style``. Raises SettingsError for a sampler or
     a number of steps that do not exist, or a guidance scale below 0.
     """
 
     def __init__(
         self,
-        model: NasdmModel,
+        model: Denoiser,
         style: StainStyle,
         *,
         sampler: str = "dpm++2m",
@@ -110,6 +110,7 @@ class Painter:
         batch_size: int = 4,
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
+        values: Mapping[str, Any] = {},
     ) -> None:
         if guidance_scale < 0:
             raise SettingsError(f"--guidance-scale {guidance_scale}: must be 0 or more (1 is off)")
@@ -117,16 +118,16 @@ class Painter:
         self.model = model
         self.schedule = NoiseSchedule.from_name(config.schedule, config.schedule_steps)
         self.sampler = model_sampler(config, self.schedule, num_inference_steps, sampler, eta)
-        self.guidance_scale = guidance_scale
+        self.guidance = config.guidance(guidance_scale)
         self.seed = seed
         self.batch_size = batch_size
         self.device = _numbered(torch.device(device))
         self.dtype = dtype
         self.glass_rgb = np.array(style.glass_rgb, np.uint8)
-        vector = torch.from_numpy(config.told_stain(np.asarray(style.vector)))
-        self.style = vector.to(self.device, dtype).expand(batch_size, -1).contiguous()
+        self._of_slide = self._slide_tensors({"stain": style, **values})
         self._glass = torch.from_numpy(self.glass_rgb).to(self.device)
-        self._gains = density_gains(config.response, self.device)
+        self._source = SOURCES[source_of(config)]
+        self._names = tuple(self._source.example(config, model.size_multiple).arrays)
         on_gpu = self.device.type == "cuda"
         self._recorded = Recorded(self._pixels) if on_gpu and num_inference_steps <= RECORDED_STEPS else None
         self._verdicts: dict[Kinds, Verdict] = {}
@@ -141,7 +142,7 @@ class Painter:
         Kernels are compiled once a machine, several at a time, and the check's verdict is kept there too; without a
         call the first batch does this. Raises SettingsError where rows of a batch differ whatever is tried.
         """
-        batch = self.prepare([any_window(self.model.config, window)])
+        batch = self.prepare([self.any_window(window)])
         if batch.ready is None:
             with torch.inference_mode():
                 self._ensure_open(batch.tensors)
@@ -151,15 +152,11 @@ class Painter:
 
     def check_rows(self, window: int) -> Verdict:
         """Check anew whether rows of a batch are computed alike, whatever is known already."""
-        batch = self.prepare([any_window(self.model.config, window)])
+        batch = self.prepare([self.any_window(window)])
         with self._on_device(), torch.inference_mode():
             if batch.ready is not None:
                 batch.ready.synchronize()
             return self._check(batch.tensors)
-
-    def needs_model(self, mask: Surroundings | LayoutWindow, held: tuple[slice, slice]) -> bool:
-        """Whether a window holds (rows, columns) a pixel that is not clear glass; the others are filled with glass."""
-        return not mask.is_glass(held)
 
     def paint(self, jobs: Sequence[WindowJob], stop: Callable[[], bool] = lambda: False) -> np.ndarray:
         """Paint 1 to ``batch_size`` windows of one size: (n, W, W, 3) uint8, known pixels as they were.
@@ -175,7 +172,7 @@ class Painter:
         """Stack a batch, pad it to the fixed shape with copies of the first window, and start copying it there."""
         if not 1 <= len(jobs) <= self.batch_size:
             raise ValueError(f"a batch of {len(jobs)} windows; from 1 to {self.batch_size} fit")
-        rows = [(*job.mask.arrays, job.context, job.known, np.array([job.x0, job.y0])) for job in jobs]
+        rows = [(*job.data.arrays.values(), job.context, job.known, np.array([job.x0, job.y0])) for job in jobs]
         tensors = []
         for arrays in zip(*rows, strict=True):
             stacked = np.stack([*arrays, *[arrays[0]] * (self.batch_size - len(jobs))])
@@ -299,7 +296,7 @@ class Painter:
         from wsigen.painting.spec import environment
 
         versions = [torch.backends.cudnn.version(), torch.get_num_threads(), norm.BACKEND, attention.BACKEND]
-        network = [asdict(self.model.config.unet), self.model.config.paints, self.guidance_scale]
+        network = [self.model.config.shape, self.guidance.scale]
         steps = [self.sampler.name, len(self.sampler.steps), str(self.dtype), str(kinds)]
         return _digest(environment(str(self.device)), versions, network, steps, triton_version(), WAYS_TRIED)
 
@@ -314,24 +311,33 @@ class Painter:
         Clear glass is known, but for a painted neighbour's pixels, which stay as they are.
         """
         *given, context, known, corners = tensors
-        planes, glass = self._conditions(given, corners, context.shape[1])
-        context = torch.where((glass & ~known)[..., None], self._glass, context)
-        known = known | glass
-        is_known = known[:, None]
-        inputs = WindowInputs(planes, from_uint8(context) * is_known, is_known, self.style)
-        painted = to_uint8(self._denoise(inputs, corners, stop))
+        read = dict(zip(self._names, given, strict=True))
+        windows = WindowBatch(read, corners, context.shape[1], self.dtype)
+        for glass in [found for condition in self.model.conditions if (found := condition.glass(windows)) is not None]:
+            context = torch.where((glass & ~known)[..., None], self._glass, context)
+            known = known | glass
+        told = self._told(windows, context, known)
+        painted = to_uint8(self._denoise(told, corners, context.shape[1], stop))
         return torch.where(known[..., None], context, painted)
 
-    def _conditions(self, given: Sequence[Tensor], corners: Tensor, size: int) -> tuple[Tensor, Tensor]:
-        """Condition planes (B, P, W, W), and where glass is known, (B, W, W) bool."""
-        if self.model.config.paints == "mask":
-            return layout_planes(given[0], corners, size, self.dtype, self._gains)
-        classes, edges, tissue, glass = derive_conditions(*given)
-        return condition_planes(classes, edges, tissue, len(self.model.config.classes), self.dtype), glass
+    def _told(self, windows: WindowBatch, context: Tensor, known: Tensor) -> ConditionBatch:
+        """All that the network is told about a batch."""
+        told = {**self._of_slide, **context_tensors(context, known)}
+        for condition in self.model.conditions:
+            told |= condition.of_windows(windows)
+        shape = (len(known), 1, windows.size, windows.size)
+        told[PRESENT.name] = torch.ones(shape, dtype=self.dtype, device=self.device)
+        return ConditionBatch(told)
 
-    def _denoise(self, inputs: WindowInputs, corners: Tensor, stop: Callable[[], bool]) -> Tensor:
+    def _slide_tensors(self, values: Mapping[str, Any]) -> dict[str, Tensor]:
+        """What is told of the slide, the same in all rows of a batch; ``values`` by the name of the condition."""
+        told: dict[str, Tensor] = {}
+        for condition in self.model.conditions:
+            told |= condition.of_slide(values.get(condition.name), self.device, self.dtype)
+        return {name: tensor.expand(self.batch_size, -1).contiguous() for name, tensor in told.items()}
+
+    def _denoise(self, told: ConditionBatch, corners: Tensor, size: int, stop: Callable[[], bool]) -> Tensor:
         """Run the sampler: (B, 3, W, W) float32 in [-1, 1]."""
-        size = inputs.planes.shape[-1]
 
         def check(_step: int) -> None:
             if stop():
@@ -341,37 +347,23 @@ class Painter:
             self.model,
             self.schedule,
             self.sampler,
-            inputs,
+            told,
             self._noise(corners, size, 0),
             lambda step: self._noise(corners, size, step + 1),
-            self.guidance_scale,
+            self.guidance,
             check,
         )
 
     def _noise(self, corners: Tensor, size: int, step: int) -> Tensor:
-        stream = MASK_STREAM if self.model.config.paints == "mask" else 0
+        stream = self.model.config.product.noise_stream
         return coordinate_normals(self.seed, corners[:, 0], corners[:, 1], size, size, step, stream, self.device)
 
-
-def any_window(config: ModelConfig, side: int) -> WindowJob:
-    """A window of some content, to try a painter with: two nuclei in tissue, and a strip that is painted already."""
-    known = np.zeros((side, side), bool)
-    known[:, : side // 8] = True
-    context = np.full((side, side, 3), 200, np.uint8)
-    if config.paints == "mask":
-        cells = cells_of(side)
-        return WindowJob(
-            0,
-            0,
-            LayoutWindow(np.full((len(config.classes) + len(REGIONS), cells, cells), 60, np.uint8)),
-            context,
-            known,
-        )
-    classes = np.zeros((side + 2 * HALO, side + 2 * HALO), np.uint8)
-    classes[HALO : HALO + 20, HALO : HALO + 20], classes[-40:-10, -40:-10] = 1, len(config.classes)
-    tissue = np.ones_like(classes)
-    tissue[:, side // 2 :] = 0
-    return WindowJob(0, 0, Surroundings(classes, classes.astype(np.int32), tissue), context, known)
+    def any_window(self, side: int) -> WindowJob:
+        """A window of some content, to try the painter with; a strip of it is painted already."""
+        known = np.zeros((side, side), bool)
+        known[:, : side // 8] = True
+        context = np.full((side, side, 3), 200, np.uint8)
+        return WindowJob(0, 0, self._source.example(self.model.config, side), context, known)
 
 
 def _numbered(device: torch.device) -> torch.device:
@@ -413,12 +405,3 @@ def triton_version() -> str:
     except PackageNotFoundError:
         return "none"
 
-
-def from_uint8(pixels: Tensor) -> Tensor:
-    """Map (B, H, W, 3) uint8 to (B, 3, H, W) float32 in [-1, 1], in channels_last memory."""
-    return pixels.permute(0, 3, 1, 2).float() / 127.5 - 1
-
-
-def to_uint8(images: Tensor) -> Tensor:
-    """Map (B, 3, H, W) in [-1, 1] to (B, H, W, 3) uint8, rounded; inverse of from_uint8."""
-    return ((images + 1) * 127.5).round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).contiguous()

@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 
 from wsigen.errors import StoreError
-from wsigen.models.nasdm import NasdmModel
+from wsigen.networks.denoiser import Denoiser
 from wsigen.painting.batching import WorkerThreads
 from wsigen.painting.canvas import Canvas
 from wsigen.painting.slide_worker import SlideWorker, TaskResult, load_model
@@ -43,7 +43,7 @@ class Job:
         """The job of a canvas, with paths that hold in every process."""
         if torch.device(spec.device).type == "cuda":
             spec = replace(spec, device="cuda")  # each process sees one GPU, or the one that its cluster chose
-        spec = replace(spec, mask=str(Path(spec.mask).resolve()))
+        spec = replace(spec, source=str(Path(spec.source).resolve()))
         required = json.dumps(canvas.run["environment"], sort_keys=True)
         return cls(spec, str(canvas.path.resolve()), required, canvas.run.get("model_sha256", ""))
 
@@ -64,7 +64,7 @@ class ProcessWorker:
         self._lock = threading.RLock()
         self._slide_workers: OrderedDict[str, SlideWorker] = OrderedDict()
         self._users: dict[str, int] = {}
-        self._models: OrderedDict[tuple[str, str, str, str], NasdmModel] = OrderedDict()
+        self._models: OrderedDict[tuple[str, str, str, str], Denoiser] = OrderedDict()
 
     def run(self, job: Job, task: Task) -> TaskResult:
         """Run a task; raises what SlideWorker.run raises, and StoreError on a machine that would paint otherwise."""
@@ -109,7 +109,7 @@ class ProcessWorker:
         found = json.dumps(environment(spec.device), sort_keys=True)
         if found != job.environment:
             raise StoreError(f"{self.where} has {found}, this run needs {job.environment}; use like machines")
-        for path in (job.spec.mask, job.spec.model, job.canvas):
+        for path in (job.spec.source, job.spec.model, job.canvas):
             if not Path(path).exists():
                 raise StoreError(
                     f"{self.where} cannot see {path}; put masks, models and slides where all workers find them "
@@ -117,7 +117,7 @@ class ProcessWorker:
                 )
         return SlideWorker.open(spec, job.canvas, self.pools, self._model(spec, job.model_sha256))
 
-    def _model(self, spec: PaintSpec, sha256: str) -> NasdmModel:
+    def _model(self, spec: PaintSpec, sha256: str) -> Denoiser:
         key = (spec.model, sha256, spec.device, spec.dtype)  # a folder may hold other weights by now
         if key not in self._models:
             while len(self._models) >= LOADED_MODELS:

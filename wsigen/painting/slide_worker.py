@@ -1,4 +1,4 @@
-"""What one process holds to paint one slide: mask, model and canvas, opened once. A task runs in a SlideWorker."""
+"""What one process holds to paint one slide: source, model and canvas, opened once. A task runs in a SlideWorker."""
 
 import threading
 import time
@@ -15,14 +15,13 @@ import numpy as np
 import torch
 
 from wsigen.errors import SettingsError, StoreError
-from wsigen.layouts.layout import Layout, LayoutWindow
-from wsigen.masks.conditions import Surroundings, read_surroundings
-from wsigen.masks.slide_mask import MaskSource, SlideMask, resampled_to
-from wsigen.models.nasdm import NasdmModel
+from wsigen.conditions.registry import source_of
+from wsigen.networks.denoiser import Denoiser
 from wsigen.painting.batching import LARGEST_LOAD, Batcher, Load, WorkerThreads
 from wsigen.painting.canvas import CACHE_BYTES, Canvas
 from wsigen.painting.grid import Rectangle, Window, WindowGrid, bounding
 from wsigen.painting.painter import Painter, WindowJob
+from wsigen.painting.source import SOURCES, Source
 from wsigen.painting.spec import INTRA_OP_THREADS, PaintSpec
 from wsigen.painting.tasks import Task
 from wsigen.system.cores import available_cores
@@ -54,12 +53,8 @@ class TaskResult:
 class SlideWorker:
     """Paints tasks of one slide. Threads may share it, and several tasks may run at a time."""
 
-    def __init__(
-        self, canvas: Canvas, source: SlideMask | Layout, painter: Painter, mpp: float, pools: WorkerThreads
-    ) -> None:
-        self.canvas, self.painter, self.mpp = canvas, painter, mpp
-        self.source = source
-        self.mask = _at_scale(source, mpp)
+    def __init__(self, canvas: Canvas, source: Source, painter: Painter, pools: WorkerThreads) -> None:
+        self.canvas, self.painter, self.source = canvas, painter, source
         self.verdict = painter.open(canvas.grid.window)
         self.painted = 0
         self.glass = 0
@@ -69,18 +64,17 @@ class SlideWorker:
 
     @classmethod
     def open(
-        cls, spec: PaintSpec, canvas_path: str | Path, pools: WorkerThreads, model: NasdmModel | None = None
+        cls, spec: PaintSpec, canvas_path: str | Path, pools: WorkerThreads, model: Denoiser | None = None
     ) -> "SlideWorker":
-        """Open everything a spec names. Raises StoreError if the canvas is of another grid than mask and spec."""
+        """Open everything a spec names. Raises StoreError if the canvas is of another grid than source and spec."""
         canvas = Canvas.open(canvas_path, cache_bytes(spec.device))
         model = model or load_model(spec)
-        source = _open_source(spec, model)
-        mask = _at_scale(source, spec.mpp)
-        here, there = astuple(spec.grid(mask.width, mask.height)), astuple(canvas.grid)
+        source = open_source(spec, model, cache_bytes(spec.device))
+        here, there = astuple(spec.grid(source.width, source.height)), astuple(canvas.grid)
         if here != there:
             source.close()
             raise StoreError(f"{canvas_path}: its width, height, window, overlap and blend are {there}, not {here}")
-        return cls(canvas, source, make_painter(spec, model), spec.mpp, pools)
+        return cls(canvas, source, make_painter(spec, model), pools)
 
     def run(self, task: Task) -> TaskResult:
         """Paint the windows of a task and write its chunks.
@@ -124,7 +118,7 @@ class SlideWorker:
         self._stopped.set()
 
     def close(self) -> None:
-        """Stop and close the mask. Tasks must have ended."""
+        """Stop and close the source. Tasks must have ended."""
         self.stop()
         self.source.close()
 
@@ -133,7 +127,7 @@ class SlideWorker:
         if self._stopped.is_set():
             raise InterruptedError("painting was stopped")
         with clock:
-            return load_windows(self.mask, self.canvas.grid, windows, self.painter, self.mpp, self._context)
+            return load_windows(self.source, self.canvas.grid, windows, self._context)
 
     def _count(self, future: Future) -> None:
         if future.exception() is None:
@@ -171,26 +165,19 @@ def strips(windows: Sequence[Window]) -> Iterator[Sequence[Window]]:
 
 
 def load_windows(
-    mask: MaskSource | Layout,
+    source: Source,
     grid: WindowGrid,
     windows: Sequence[Window],
-    painter: Painter,
-    mpp: float,
     context_of: Callable[[Rectangle, int], tuple[np.ndarray, np.ndarray]],
 ) -> list[WindowJob | None]:
     """Read windows of one row and stage; None for one that holds clear glass alone.
 
-    The mask is read once for all, and so are the pixels that are final before their stage, by ``context_of``: many
+    The source is read once for all, and so are the pixels that are final before their stage, by ``context_of``: many
     small reads cost more than a large one, most of all where many threads read.
     """
     extents = [grid.extent(window) for window in windows]
-    if isinstance(mask, Layout):
-        around: list[Surroundings | LayoutWindow] = [mask.read(*extent) for extent in extents]
-    else:
-        whole = bounding(extents)
-        surroundings = read_surroundings(mask, *whole, mpp)
-        around = [surroundings.part(extent.x - whole.x, extent.y - whole.y, *extent[2:]) for extent in extents]
-    needed = [painter.needs_model(part, grid.held_within(window)) for part, window in zip(around, windows, strict=True)]
+    around = source.read(extents)
+    needed = [not part.is_glass(grid.held_within(window)) for part, window in zip(around, windows, strict=True)]
     if not any(needed):
         return [None] * len(windows)
     seen = bounding([extent for extent, needs in zip(extents, needed, strict=True) if needs])
@@ -202,29 +189,23 @@ def load_windows(
     return jobs
 
 
-def _open_source(spec: PaintSpec, model: NasdmModel) -> SlideMask | Layout:
-    """What a model paints from: a mask, or of a mask model a layout."""
-    if model.config.paints == "mask":
-        return Layout.open(spec.mask)
-    return SlideMask.open(spec.mask, len(model.config.classes), cache_bytes(spec.device))
+def open_source(spec: PaintSpec, model: Denoiser, cache_bytes: int = CACHE_BYTES) -> Source:
+    """Open what a model paints the slide of a spec from."""
+    return SOURCES[source_of(model.config)].open(spec.source, model.config, spec.mpp, cache_bytes)
 
 
-def _at_scale(source: SlideMask | Layout, mpp: float) -> MaskSource | Layout:
-    return source if isinstance(source, Layout) else resampled_to(source, mpp)
-
-
-def load_model(spec: PaintSpec) -> NasdmModel:
+def load_model(spec: PaintSpec) -> Denoiser:
     """Load the model of a spec onto its device, in its dtype. Raises SettingsError if the window does not suit it."""
-    model = NasdmModel.from_pretrained(spec.model)
-    if spec.window % model.unet.size_multiple:
+    model = Denoiser.from_pretrained(spec.model)
+    if spec.window % model.size_multiple:
         raise SettingsError(
-            f"--window {spec.window}: must be a multiple of {model.unet.size_multiple} for model {model.config.name}"
+            f"--window {spec.window}: must be a multiple of {model.size_multiple} for model {model.config.name}"
         )
     model = model.to(spec.device, getattr(torch, spec.dtype)).eval()
     return model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # missing in torch's stubs
 
 
-def make_painter(spec: PaintSpec, model: NasdmModel, num_inference_steps: int | None = None) -> Painter:
+def make_painter(spec: PaintSpec, model: Denoiser, num_inference_steps: int | None = None) -> Painter:
     """Build the painter of a spec, or one of another number of steps, around its loaded model."""
     return Painter(
         model,
@@ -237,6 +218,7 @@ def make_painter(spec: PaintSpec, model: NasdmModel, num_inference_steps: int | 
         batch_size=spec.batch_size,
         device=spec.device,
         dtype=getattr(torch, spec.dtype),
+        values=dict(spec.conditions),
     )
 
 

@@ -26,11 +26,12 @@ INTRA_OP_THREADS = 1
 class PaintSpec:
     """All that a process needs to paint any window of a slide; JSON-serialisable.
 
-    ``mask`` and ``model`` are paths (``model`` may name a shipped one), ``mpp`` the microns per pixel that is painted
-    at, ``device`` what torch calls it ("cpu", "cuda"), never "auto". Raises SettingsError for values out of range.
+    ``source`` and ``model`` are paths (``model`` may name a shipped one), ``mpp`` the microns per pixel that is painted
+    at, ``device`` what torch calls it ("cpu", "cuda"), never "auto". ``conditions`` are values of the slide by the name
+    of the condition, but for the stain's, which is ``style``. Raises SettingsError for values out of range.
     """
 
-    mask: str
+    source: str
     model: str
     style: StainStyle
     mpp: float
@@ -45,6 +46,7 @@ class PaintSpec:
     batch_size: int = 4
     device: str = "cpu"
     dtype: str = "float32"
+    conditions: tuple[tuple[str, Any], ...] = ()
 
     def __post_init__(self) -> None:
         if self.batch_size < 2:
@@ -77,7 +79,8 @@ class PaintSpec:
     def from_json(cls, text: str) -> "PaintSpec":
         """Parse what to_json wrote."""
         data = json.loads(text)
-        return cls(**{**data, "style": StainStyle.from_config(data["style"])})
+        conditions = tuple((name, value) for name, value in data["conditions"])
+        return cls(**{**data, "style": StainStyle.from_config(data["style"]), "conditions": conditions})
 
 
 def environment(device: str) -> dict[str, str | int]:
@@ -105,8 +108,10 @@ def run_record(
     paint, if that is not this one.
     """
     settings = asdict(spec)
-    for place in ("mask", "model", "device"):
+    for place in ("source", "model", "device"):
         del settings[place]
+    if not settings["conditions"]:  # as in records of before there were any
+        del settings["conditions"]
     settings["style"] = {"vector": list(spec.style.vector), "glass_rgb": list(spec.style.glass_rgb)}
     hashes = {"mask_sha256": mask_sha256, "model_sha256": model_sha256}
     return json.loads(

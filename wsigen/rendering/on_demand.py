@@ -21,7 +21,7 @@ from PIL import Image
 from wsigen.config import RenderKeywords, RenderSettings
 from wsigen.errors import MaskError, SettingsError
 from wsigen.masks.slide_mask import SlideMask
-from wsigen.models.nasdm import NasdmModel
+from wsigen.networks.denoiser import Denoiser
 from wsigen.painting.on_demand import CACHE_BYTES, LivePainter, never
 from wsigen.rendering.plan import RenderPlan, plan_render
 from wsigen.slides.label import draw_label
@@ -52,7 +52,7 @@ class GeneratedSlide(openslide.AbstractSlide):
 
     tile_size = TILE
 
-    def __init__(self, plan: RenderPlan, cache_bytes: int = CACHE_BYTES, model: NasdmModel | None = None) -> None:
+    def __init__(self, plan: RenderPlan, cache_bytes: int = CACHE_BYTES, model: Denoiser | None = None) -> None:
         """``model`` is the plan's, where it is loaded already."""
         super().__init__()
         self.plan = plan

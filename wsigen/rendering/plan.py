@@ -18,8 +18,7 @@ from wsigen.errors import SettingsError
 from wsigen.masks.slide_mask import MaskSource, MaskWindow, SlideMask, resampled_to
 from wsigen.masks.summary import MaskSummary
 from wsigen.models.config import ModelConfig
-from wsigen.models.nasdm import weights_sha256
-from wsigen.models.registry import DEFAULT_MODEL, find_model
+from wsigen.models.registry import DEFAULT_MODEL, find_model, weights_sha256
 from wsigen.models.stain import StainStyle, measure_style_file
 from wsigen.painting.cluster import Machine
 from wsigen.painting.estimate import Projection, project
@@ -263,17 +262,17 @@ def paint_spec(
     blend = usual_blend(overlap) if settings.blend is None else settings.blend
     steps = settings.steps or config.num_inference_steps
     return PaintSpec(
-        mask=str(source.resolve()),
+        source=str(source.resolve()),
         model=str(model),
         style=style,
         mpp=mpp,
         seed=settings.default("seed"),
         sampler=config.sampler_for(steps, settings.sampler),
         num_inference_steps=steps,
-        guidance_scale=config.guidance_for(settings.guidance_scale),
+        guidance_scale=config.guidance(settings.guidance_scale).scale,
         window=settings.window or config.window,
         overlap=overlap,
-        blend=blend if config.paints == "slide" else 0,  # colours of masks stand for classes: a mean is of none
+        blend=blend if config.product.blends else 0,
         batch_size=settings.default("batch_size")[device.device] if batch_size is None else batch_size,
         device=device.device,
         dtype=device.dtype,

@@ -156,7 +156,7 @@ def record_data(plan: PlannedSlide, timings: Mapping[str, float], ways: Sequence
     return {
         "format": FORMAT,
         "wsigen": __version__,
-        "mask": plan.spec.mask,
+        "mask": plan.spec.source,
         "slide": str(plan.out.name),
         "jpeg_quality": plan.jpeg_quality,
         "rect": plan.rect,

@@ -1,117 +1,89 @@
-"""From crops to what the network sees: stain jitter, tissue and edge variants, context and its corruption.
+"""From crops to what the network sees: stain jitter, and the conditions that the model takes, each drawn in turn.
 
 Everything is drawn on the device from one generator, so that a step is a function of (seed, step, process).
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from wsigen.models.conditioning import UNKNOWN_TISSUE, condition_planes, null_planes
-from wsigen.models.stain import StyleRange
-from wsigen.training.patches import Crops
-from wsigen.training.settings import AugmentSettings, ConditionSettings, ContextSettings
+from wsigen.conditions.contract import Condition, ConditionBatch, Crops, Draft, Groups
+from wsigen.conditions.guidance import drop_out
+from wsigen.conditions.settings import AugmentSettings, unspoilt
+from wsigen.training.settings import TrainSettings
+
+Begin = Callable[[Crops, torch.Generator], Draft]
 
 
 @dataclass(frozen=True)
 class TrainingBatch:
-    """What one step trains on; pixels in [-1, 1] float32, shapes as in :meth:`wsigen.models.unet.UNet.forward`."""
+    """What one step trains on; pixels in [-1, 1] float32.
 
-    x0: Tensor  # (B, 3, W, W) clean image; known pixels carry the (corrupted) context
-    planes: Tensor
-    context: Tensor
-    known: Tensor
-    style: Tensor
-    ignored: Tensor | None = None  # (B, 1, W, W) bool: pixels that teach nothing
+    x0: (B, 3, W, W), the clean image; known pixels carry the (corrupted) context. told: what the network is told.
+    ignored: (B, 1, W, W) bool, pixels that teach nothing.
+    """
+
+    x0: Tensor
+    told: ConditionBatch
+    ignored: Tensor | None = None
+
+    @property
+    def known(self) -> Tensor:
+        """Which pixels are given: (B, 1, W, W) float, 0 or 1."""
+        return self.told.known
 
 
 class Corruptor:
-    """Draws training batches from crops.
-
-    ``style_mean`` and ``glass`` are (G, 6) raw styles and (G, 3) glass whites of the groups.
-    """
+    """Draws training batches from crops: ``begin`` makes a draft, to which each condition adds its tensors."""
 
     def __init__(
-        self,
-        class_count: int,
-        raw_styles: Tensor,
-        glass: Tensor,
-        style_range: StyleRange,
-        context: ContextSettings,
-        condition: ConditionSettings,
-        augment: AugmentSettings,
+        self, conditions: Sequence[Condition], groups: Groups, begin: Begin, settings: TrainSettings
     ) -> None:
-        self.class_count, self.raw_styles, self.glass = class_count, raw_styles, glass
-        device = raw_styles.device
-        self.style_mean = torch.tensor(style_range.mean, device=device)
-        self.style_std = torch.tensor(style_range.std, device=device)
-        self.style_clamp = style_range.clamp
-        self.context, self.condition, self.augment = context, condition, augment
+        self.conditions, self.begin, self.settings = conditions, begin, settings
+        self.of_groups = [condition.of_groups(groups) for condition in conditions]
 
     def __call__(self, crops: Crops, generator: torch.Generator) -> TrainingBatch:
         """Build a batch; consumes random numbers from ``generator`` in a fixed order."""
-        bytes_ = crops.planes
-        batch, _, window, _ = bytes_.shape
-        device = bytes_.device
-        power = stain_power(self.augment, batch, generator, device)
-        pixels = apply_power(bytes_[:, :3].float(), power[:, :, None, None])
-        glass_white = apply_power(self.glass[crops.group], power)
-        style = self._style(crops.group, power, generator)
-
-        image = pixels / 127.5 - 1
-        pinned = (bytes_[:, 7:8] > 0) & coin(batch, self.condition.pin_glass, generator, device)
-        image = torch.where(pinned, (glass_white.round() / 127.5 - 1)[:, :, None, None], image)
-        painted = context_mask(batch, window, self.context, generator, device)
-        context = corrupt_context(image, self.context, generator)
-        image = torch.where(painted & ~pinned, context, image)
-        known = (painted | pinned).float()
-        return TrainingBatch(image, self._planes(bytes_, generator), image * known, known, style)
-
-    def _style(self, group: Tensor, power: Tensor, generator: torch.Generator) -> Tensor:
-        """Style after the jitter (multiplying OD multiplies its mean and deviation), normalised, with noise."""
-        raw = self.raw_styles[group] * power.repeat(1, 2)
-        z = ((raw - self.style_mean) / self.style_std).clamp(-self.style_clamp, self.style_clamp)
-        noise = torch.randn(z.shape, generator=generator, device=z.device) * self.augment.style_noise
-        return z + noise
-
-    def _planes(self, bytes_: Tensor, generator: torch.Generator) -> Tensor:
-        settings, batch, device = self.condition, len(bytes_), bytes_.device
-        merged = coin(batch, settings.merge_edges, generator, device)[:, 0]
-        edges = torch.where(merged, bytes_[:, 4] >> 1, bytes_[:, 4] & 1)
-        draw = torch.rand(batch, generator=generator, device=device)[:, None, None]
-        tissue = torch.where(draw < settings.tissue_derived, bytes_[:, 6], bytes_[:, 5])
-        unknown = (draw >= settings.tissue_derived) & (draw < settings.tissue_derived + settings.tissue_unknown)
-        tissue = torch.where(unknown, torch.full_like(tissue, UNKNOWN_TISSUE), tissue)
-        planes = condition_planes(bytes_[:, 3], edges, tissue, self.class_count)
-        drop = torch.rand(batch, generator=generator, device=device) < settings.drop
-        return null_planes(planes, drop)
+        draft = self.begin(crops, generator)
+        for condition, known in zip(self.conditions, self.of_groups, strict=True):
+            condition.draw(draft, self.settings, known)
+        told = drop_out(self.conditions, draft, self.settings.condition.drop)
+        return TrainingBatch(draft.image, told, draft.ignored)
 
 
-def coin(batch: int, share: float, generator: torch.Generator, device: torch.device) -> Tensor:
-    """Draw which samples something happens to: (B, 1, 1, 1) bool."""
-    return (torch.rand(batch, generator=generator, device=device) < share)[:, None, None, None]
+def slide_corruptor(conditions: Sequence[Condition], groups: Groups, settings: TrainSettings) -> Corruptor:
+    """What draws batches of a model that paints slides, with the recipe's jitter, drop-out and corruption."""
+    glass = torch.tensor([style.glass_rgb for style in groups.styles], dtype=torch.float32, device=groups.device)
+    return Corruptor(conditions, groups, partial(begin_slide, glass, settings.augment), settings)
 
 
-def corrupt_context(image: Tensor, settings: ContextSettings, generator: torch.Generator) -> Tensor:
-    """Context as the painter would meet it: a little blur, tint and noise, in [-1, 1]."""
-    batch, device = len(image), image.device
-    blurred = F.avg_pool2d(F.pad(image, (1, 1, 1, 1), mode="replicate"), 3, stride=1)
-    mix = torch.rand((batch, 1, 1, 1), generator=generator, device=device)
-    mix = mix * coin(batch, settings.blur, generator, device)
-    tint = torch.randn((batch, 3, 1, 1), generator=generator, device=device) * settings.tint
-    strength = torch.rand((batch, 1, 1, 1), generator=generator, device=device) * settings.noise
-    strength = strength * coin(batch, 0.5, generator, device)
-    tint = tint * coin(batch, 0.5, generator, device)
-    noise = torch.randn(image.shape, generator=generator, device=device)
-    return (torch.lerp(image, blurred, mix) + tint + strength * noise).clamp(-1, 1)
+def plain_corruptor(conditions: Sequence[Condition], groups: Groups, settings: TrainSettings) -> Corruptor:
+    """The same without any of them: conditions as a painter gives them. It draws nothing that shows."""
+    return slide_corruptor(conditions, groups, unspoilt(settings))
 
 
-def stain_power(augment: AugmentSettings, batch: int, generator: torch.Generator, device: torch.device) -> Tensor:
+def begin_slide(glass: Tensor, augment: AugmentSettings, crops: Crops, generator: torch.Generator) -> Draft:
+    """A draft of a picture of tissue with its stain jittered; ``glass`` (G, 3) is the white of the groups in 0..255."""
+    power = stain_power(augment, len(crops.planes), generator)
+    pixels = apply_power(crops.picture.float(), power[:, :, None, None])
+    white = apply_power(glass[crops.group], power).round()
+    return begin_draft(crops, pixels, white, power, generator)
+
+
+def begin_draft(crops: Crops, pixels: Tensor, white: Tensor, power: Tensor, generator: torch.Generator) -> Draft:
+    """A draft of pictures (B, 3, W, W) and their glass whites (B, 3), both in 0..255, of which nothing is given yet."""
+    nothing = torch.zeros_like(pixels[:, :1], dtype=torch.bool)
+    return Draft(crops, pixels / 127.5 - 1, white / 127.5 - 1, power, nothing, nothing, generator)
+
+
+def stain_power(augment: AugmentSettings, batch: int, generator: torch.Generator) -> Tensor:
     """Draw what optical density is multiplied by, (B, 3): about 1."""
+    device = generator.device
     overall = torch.randn((batch, 1), generator=generator, device=device) * augment.overall
     channel = torch.randn((batch, 3), generator=generator, device=device) * augment.channel
     return (overall + channel).exp()
@@ -120,29 +92,3 @@ def stain_power(augment: AugmentSettings, batch: int, generator: torch.Generator
 def apply_power(pixels: Tensor, power: Tensor) -> Tensor:
     """Multiply optical density by ``power``: intensities in 0..255 to intensities in 0..255."""
     return (((pixels + 1) / 256) ** power * 256 - 1).clamp(0, 255)
-
-
-def context_mask(
-    batch: int, window: int, settings: ContextSettings, generator: torch.Generator, device: torch.device
-) -> Tensor:
-    """Draw which pixels are already painted: (B, 1, W, W) bool, one of the painting order's contexts each."""
-    shares = torch.tensor(
-        [settings.none, settings.horizontal, settings.vertical, settings.ring, settings.strips],
-        dtype=torch.float32,  # a recipe may say 1 for 1.0
-        device=device,
-    )
-    kind = torch.multinomial(shares, batch, replacement=True, generator=generator)
-    most = 3 * window // 8 // 8
-    widths = 8 * torch.randint(1, most + 1, (batch, 4), generator=generator, device=device)
-    usual = torch.rand(batch, generator=generator, device=device) < 0.5
-    overlap = torch.where(usual, min(settings.usual_overlap, 8 * most), widths[:, 0])
-    horizontal, vertical = (kind == 1) | (kind == 3), (kind == 2) | (kind == 3)
-    zero = torch.zeros_like(overlap)
-    sides = torch.stack([torch.where(flag, overlap, zero) for flag in (horizontal, horizontal, vertical, vertical)], 1)
-    present = torch.rand((batch, 4), generator=generator, device=device) < 0.5
-    sides = torch.where((kind == 4)[:, None], widths * present, sides)
-    steps = torch.arange(window, device=device)
-    left, right, top, bottom = (sides[:, index, None] for index in range(4))
-    columns = (steps < left) | (steps >= window - right)
-    rows = (steps < top) | (steps >= window - bottom)
-    return (columns[:, None, :] | rows[:, :, None])[:, None]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import cast, get_args
 
@@ -11,17 +11,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from wsigen.conditions.contract import Condition, ConditionBatch
 from wsigen.diffusion.gaussian import PredictionType, hybrid_loss, q_sample, training_target
 from wsigen.diffusion.schedules import NoiseSchedule
 from wsigen.errors import SettingsError
 from wsigen.masks.classes import ClassTable
 from wsigen.models.config import ModelConfig
-from wsigen.models.nasdm import NasdmModel
+from wsigen.networks.denoiser import Denoiser
 from wsigen.models.stain import StyleRange
-from wsigen.training.corrupt import Corruptor, TrainingBatch
+from wsigen.training.corrupt import Corruptor, TrainingBatch, slide_corruptor
 from wsigen.training.loop import Trainable, Trainer
 from wsigen.training.manifest import Manifest
-from wsigen.training.patches import Crops, PatchBank
+from wsigen.training.patches import PatchBank
 from wsigen.training.settings import TrainSettings
 from wsigen.training.sheet import write_sample_sheet
 
@@ -40,7 +41,7 @@ class NoisyBatch:
 
 
 class DenoisingTrainer(Trainer):
-    """Trains :class:`NasdmModel`; the log tells losses by noise level."""
+    """Trains a `Denoiser`; the log tells losses by noise level."""
 
     columns = tuple(f"t{index}" for index in range(NOISE_BINS))
 
@@ -48,27 +49,25 @@ class DenoisingTrainer(Trainer):
         """Make the network of the recipe's architecture, or load the model to start from."""
         settings = self.settings
         if settings.initial_model:
-            model = NasdmModel.from_pretrained(settings.initial_model).requires_grad_(True)
+            model = Denoiser.from_pretrained(settings.initial_model).requires_grad_(True)
             # Measured of weights that training changes: `wsigen evaluate stain` measures the trained model again.
             model.config = replace(model.config, stain_response=None)
         else:
-            model = NasdmModel(self.configure(manifest))
+            model = Denoiser.from_config(self.configure(manifest))
         self.config = model.config
         self.schedule = NoiseSchedule.from_name(self.config.schedule, self.config.schedule_steps)
-        self._corruptors = {bank.split: self.corruptor(bank) for bank in (self.bank, self.held_out)}
+        self._corruptors = {
+            bank.split: self.corruptor(bank, model.conditions, settings) for bank in (self.bank, self.held_out)
+        }
         return cast(Trainable, model)
 
     def configure(self, manifest: Manifest) -> ModelConfig:
         """Fill the preset of the recipe with what the data says."""
         return _configure(self.settings, manifest, self.bank)
 
-    def corruptor(self, bank: PatchBank) -> Callable[[Crops, torch.Generator], TrainingBatch]:
+    def corruptor(self, bank: PatchBank, conditions: Sequence[Condition], settings: TrainSettings) -> Corruptor:
         """What makes training batches of a bank's crops."""
-        config, settings = self.config, self.settings
-        _, raw, glass = bank.style_tensors(config.style_range)
-        return Corruptor(
-            len(config.classes), raw, glass, config.style_range, settings.context, settings.condition, settings.augment
-        )
+        return slide_corruptor(conditions, bank, settings)
 
     def draw(self, bank: PatchBank, window: int, size: int, generator: torch.Generator) -> NoisyBatch:
         """Draw a batch, its timesteps (stratified over the batch) and its noise."""
@@ -87,12 +86,16 @@ class DenoisingTrainer(Trainer):
         columns = self.columns_of(t)
         with self.autocast():
             x = q_sample(self.schedule, clean.x0, t, noise)
-            output = network(x, t, clean.planes, clean.context, clean.known, clean.style)
+            output = network(x, t, *self.given(clean.told))
         if config.learned_variance:
             mean, raw = output.float().chunk(2, dim=1)
             return hybrid_loss(self.schedule, config.prediction, mean, raw, clean.x0, t, noise), columns
         target = training_target(config.prediction, self.schedule, clean.x0, t, noise)
         return self.pixel_mean((output.float() - target).square().mean(dim=1, keepdim=True), clean), columns
+
+    def given(self, told: ConditionBatch) -> tuple[Tensor, ...]:
+        """What the network is told, as it is called."""
+        return told.in_order(cast(Denoiser, self.averaged).specs)
 
     def columns_of(self, t: Tensor) -> Tensor:
         """Columns of the noise levels at timesteps (B,)."""
@@ -110,7 +113,7 @@ class DenoisingTrainer(Trainer):
         """Write a sample sheet of held-out crops."""
         path = self.out / "samples" / f"step-{self.step:06d}.png"
         steps = self.config.num_inference_steps
-        write_sample_sheet(cast(NasdmModel, self.averaged), self.held_out, window, path, min(steps, 8))
+        write_sample_sheet(cast(Denoiser, self.averaged), self.held_out, window, path, min(steps, 8))
 
 
 def _configure(settings: TrainSettings, manifest: Manifest, bank: PatchBank) -> ModelConfig:

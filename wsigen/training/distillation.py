@@ -15,13 +15,14 @@ from typing import cast
 import torch
 from torch import Tensor
 
+from wsigen.conditions.contract import ConditionBatch
+from wsigen.conditions.guidance import null_batch, say_scale
 from wsigen.diffusion.gaussian import PredictionType, q_sample, to_eps, to_x0, training_target
 from wsigen.diffusion.guidance import guide
 from wsigen.errors import SettingsError
-from wsigen.models.conditioning import null_planes, tell_guidance
 from wsigen.models.config import ModelConfig
-from wsigen.models.denoise import model_sampler
-from wsigen.models.nasdm import NasdmModel
+from wsigen.networks.denoise import model_sampler
+from wsigen.networks.denoiser import Denoiser
 from wsigen.training.corrupt import TrainingBatch
 from wsigen.training.denoising import DenoisingTrainer, NoisyBatch
 from wsigen.training.loop import Trainable
@@ -54,16 +55,15 @@ class StudentTrainer(DenoisingTrainer):
         settings = self.settings
         if not settings.initial_model:
             raise SettingsError(f"task {settings.task}: the recipe names no initial_model; name the painter to tune")
-        student = cast(NasdmModel, super().build(manifest))
+        student = cast(Denoiser, super().build(manifest))
         if student.config.prediction != "v" or student.config.learned_variance:
             raise SettingsError(
                 f"initial_model {settings.initial_model}: predicts {student.config.prediction}; tuning needs a v model "
                 "without a learned variance"
             )
-        self.teacher_config = self.config
-        self.guidance_scale = self.config.guidance_for(settings.distill.guidance_scale)
+        self.guidance = self.config.guidance(settings.distill.guidance_scale)
         student.config = self.config = self.student(self.config)
-        teacher = NasdmModel.from_pretrained(settings.initial_model).to(self.process.device)
+        teacher = Denoiser.from_pretrained(settings.initial_model).to(self.process.device)
         self.teacher_dtype = torch.bfloat16 if self.mixed_precision else torch.float32
         self.teacher = teacher.to(self.teacher_dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]
         return cast(Trainable, student)
@@ -75,23 +75,27 @@ class StudentTrainer(DenoisingTrainer):
     def data(self, network: Callable[..., Tensor], clean: TrainingBatch, x: Tensor, t: Tensor) -> Tensor:
         """Data prediction (B, 3, W, W) float32 of the network at x_t."""
         with self.autocast():
-            output = network(x, t, clean.planes, clean.context, clean.known, clean.style)
+            output = network(x, t, *self.given(clean.told))
         return to_x0(cast(PredictionType, self.config.prediction), output, x, t, self.schedule)
 
     @torch.no_grad()
-    def teach(self, clean: TrainingBatch, x: Tensor, t: Tensor, planes: Tensor) -> Tensor:
-        """The teacher's v at x_t under ``planes``, (B, 3, W, W) float32."""
-        given = (x, planes, clean.context, clean.known, clean.style)
-        x, planes, *others = (part.to(self.teacher_dtype) for part in given)
-        return self.teacher(x.contiguous(memory_format=torch.channels_last), t, planes, *others).float()
+    def teach(self, told: ConditionBatch, x: Tensor, t: Tensor) -> Tensor:
+        """The teacher's v at x_t with what it is told, (B, 3, W, W) float32."""
+        noisy = x.to(self.teacher_dtype).contiguous(memory_format=torch.channels_last)
+        prepared = self.teacher.prepare(told.to(self.teacher_dtype))
+        return self.teacher.predict(prepared, noisy, t).mean.float()
+
+    def null(self, told: ConditionBatch) -> ConditionBatch:
+        """What the teacher is told without the conditions that are guided."""
+        return null_batch(self.teacher.conditions, told)
 
     def teacher_data(self, clean: TrainingBatch, x: Tensor, t: Tensor) -> Tensor:
         """What the teacher sees in x_t, guided if asked for, known pixels overwritten as in painting."""
-        scale, config = self.guidance_scale, self.teacher_config
-        planes = tell_guidance(clean.planes, scale) if config.learned_guidance(scale) else clean.planes
-        output = self.teach(clean, x, t, planes)
-        if config.calls_a_step(scale) == 2:
-            output = guide(output, self.teach(clean, x, t, null_planes(clean.planes)), scale)
+        guidance = self.guidance
+        told = say_scale(clean.told, guidance.scale) if guidance.learned else clean.told
+        output = self.teach(told, x, t)
+        if guidance.calls == 2:
+            output = guide(output, self.teach(self.null(clean.told), x, t), guidance.scale)
         return torch.where(clean.known > 0, clean.x0, to_x0("v", output, x, t, self.schedule).clamp(-1, 1))
 
 
@@ -108,7 +112,7 @@ class GuidanceTrainer(StudentTrainer):
         """The painter's own way to sample, with scales that take one call."""
         scales = self.settings.distill.guided_scales
         try:
-            return replace(config, guidance_scale=self.guidance_scale, guided_scales=scales)
+            return replace(config, guidance_scale=self.guidance.scale, guided_scales=scales)
         except ValueError as error:
             raise SettingsError(f"distill.{error}") from error
 
@@ -132,7 +136,7 @@ class GuidanceTrainer(StudentTrainer):
         t = torch.where(chance < settings.own_levels, self.own_timesteps[which], batch.t)
         lowest, highest = settings.guided_scales
         own = torch.rand(size, generator=generator, device=device) < 0.5
-        scale = torch.where(own, self.guidance_scale, lowest + (highest - lowest) * place)
+        scale = torch.where(own, self.guidance.scale, lowest + (highest - lowest) * place)
         return GuidedBatch(batch.clean, t, batch.noise, scale)
 
     def losses(self, network: Callable[..., Tensor], batch: NoisyBatch) -> tuple[Tensor, Tensor]:
@@ -140,9 +144,8 @@ class GuidanceTrainer(StudentTrainer):
         assert isinstance(batch, GuidedBatch)
         clean, t = batch.clean, batch.t
         x = q_sample(self.schedule, clean.x0, t, batch.noise)
-        planes = tell_guidance(clean.planes, batch.scale)
         with self.autocast():
-            output = network(x, t, planes, clean.context, clean.known, clean.style)
+            output = network(x, t, *self.given(say_scale(clean.told, batch.scale)))
         squared = (output.float() - self.target(batch, x)).square().mean(dim=1, keepdim=True)
         return self.pixel_mean(squared, clean), self.columns_of(t)
 
@@ -150,8 +153,8 @@ class GuidanceTrainer(StudentTrainer):
         """v (B, 3, W, W) that the student is to say at x_t; on known pixels what the picture says."""
         clean, t = batch.clean, batch.t
         seen = training_target("v", self.schedule, clean.x0, t, batch.noise)
-        given = self.teach(clean, x, t, clean.planes)
-        change = given - self.teach(clean, x, t, null_planes(clean.planes))
+        given = self.teach(clean.told, x, t)
+        change = given - self.teach(self.null(clean.told), x, t)
         further = (batch.scale - 1)[:, None, None, None] * change
         told = torch.lerp(given, seen, self.settings.distill.data_share) + further
         return torch.where(clean.known > 0, seen, told)

@@ -21,9 +21,10 @@ class PixelFields:
     """Planes of one image, each (H, W) uint8, packed for the device by :class:`wsigen.training.patches.PatchBank`."""
 
     classes: np.ndarray  # 0 background, then classes
-    edges: np.ndarray  # bit 0: edge between instances, bit 1: edge between classes
+    edges: np.ndarray  # 1 where instances meet
+    class_edges: np.ndarray  # 1 where classes meet
     tissue: np.ndarray  # 0 glass, 1 tissue
-    derived: np.ndarray  # 0 glass, 1 tissue, 255 unknown
+    near_nuclei: np.ndarray  # the same derived from nuclei: 0 glass, 1 tissue, 255 unknown
     glass: np.ndarray  # 1 where the painter pins glass
     known: np.ndarray  # 1 where pixels are available
 
@@ -35,9 +36,10 @@ def pixel_fields(rgb: np.ndarray, labels: np.ndarray, instances: np.ndarray, mpp
     tissue = tissue_from_density(rgb, classes > 0, known)
     return PixelFields(
         classes=classes,
-        edges=instance_edges(instances) | (instance_edges(classes) << 1),
+        edges=instance_edges(instances),
+        class_edges=instance_edges(classes),
         tissue=tissue,
-        derived=tissue_near_nuclei(classes, mpp),
+        near_nuclei=tissue_near_nuclei(classes, mpp),
         glass=deep_glass(tissue).astype(np.uint8),
         known=known.astype(np.uint8),
     )

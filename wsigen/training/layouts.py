@@ -12,15 +12,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F
-from torch import Tensor
 
+from wsigen.conditions.contract import Crops
+from wsigen.conditions.density import CUT, MARGIN, UNKNOWN
 from wsigen.layouts.decoding import shapes
-from wsigen.layouts.layout import CELL, DENSITY_SCALE, REGIONS
 from wsigen.layouts.mask_code import MaskCode
 from wsigen.layouts.regions import epithelial_classes, mark_plane, region_plane
 from wsigen.masks.limits import NucleusLimits
-from wsigen.models.layouts import upsampled, with_present
 from wsigen.models.stain import tissue_from_density
 from wsigen.training.manifest import (
     UNAVAILABLE,
@@ -32,14 +30,10 @@ from wsigen.training.manifest import (
     read_label,
     read_rgb,
 )
-from wsigen.training.patches import Crops, Labels, PatchBank
+from wsigen.training.patches import Labels, PatchBank
 from wsigen.training.settings import TrainSettings
 
-MARGIN = 2 * CELL  # px around a crop whose nuclei its layout counts too
-UNKNOWN = 255  # region of a pixel that is not available
-CODE, MARKS, ZONES = slice(0, 3), 3, 4  # planes of a crop
-CUT = 128  # bit of a mark: the pixel belongs to a nucleus that is not whole
-FAINT = 1e-3  # of a cell: so much of the crop's mean is mixed in, so that cells of which nothing is known have a value
+NAMES = ("red", "green", "blue", "marks", "zones")  # the picture of a mask, and what its layout is counted from
 LIMIT_SHARES = (0.5, 99.5)  # percentiles of areas, fills and axes
 LEAST_NUCLEI = 50  # of a class, to measure its limits
 LEAST_AREA = 10  # px; smaller pieces are what the border of a part left of a nucleus
@@ -67,8 +61,9 @@ class MaskBank(PatchBank):
         self._fields = [labels for labels, _, _ in loaded]
         sides = [tuple(side + 2 * MARGIN for side in labels.known.shape) for labels, _, _ in loaded]
         planes = (np.dstack([_widened(*plane) for plane in planes]) for _, planes, _ in loaded)
-        self._store(sides, ZONES + 1, planes)
+        self._store(sides, NAMES, planes)
         self.group = torch.zeros(len(self.entries), dtype=torch.int64, device=device)
+        self.groups, self.styles, self.facts = ["all"], [], [{}]
         manual = [shape for entry, (_, _, shape) in zip(self.entries, loaded) if entry.label_quality == "manual"]
         self.limits = measured_limits(np.concatenate(manual) if manual else np.zeros((0, 4)), len(names))
 
@@ -85,7 +80,7 @@ def _widened(plane: np.ndarray, fill: int) -> np.ndarray:
 def _load_mask(
     folder: Path, entry: TrainingImage, code: MaskCode, epithelial: tuple[int, ...], mpp: float
 ) -> tuple[Labels, list[tuple[np.ndarray, int]], np.ndarray]:
-    """Labels, planes in the order of CODE, MARKS, ZONES with what surrounds them, and shapes of whole nuclei."""
+    """Labels, planes in the order of NAMES with what surrounds them, and shapes of whole nuclei."""
     labels = read_label(label_path(folder, entry.name))
     known = labels != UNAVAILABLE
     classes = np.where(known, labels, 0).astype(np.uint8)
@@ -131,42 +126,3 @@ def measured_limits(nuclei: np.ndarray, class_count: int) -> tuple[NucleusLimits
             NucleusLimits(*(round(float(value), 3) for value in (low[0], high[0], min(low[1], 0.85), high[2])))
         )
     return tuple(limits)
-
-
-def drawn_layout(planes: Tensor, class_count: int, blurs: tuple[int, int], generator: torch.Generator) -> Tensor:
-    """Layout planes (B, K + 1, W, W) of the middles of crops (B, 5, W + 2 MARGIN, W + 2 MARGIN); see `layout_planes`.
-
-    ``blurs``: least and most passes of a 1 2 1 mean over the densities; shares of regions get one pass or none.
-    """
-    device, size = planes.device, planes.shape[-1] - 2 * MARGIN
-    count = -(-size // CELL) + 3
-    start = torch.randint(0, CELL, (2,), generator=generator, device=device)
-    passes = torch.randint(blurs[0], blurs[1] + 1, (1,), generator=generator, device=device)
-    softer = torch.randint(0, 2, (1,), generator=generator, device=device)
-    steps = torch.arange(CELL * count, device=device)
-    part = planes[:, MARKS:].index_select(2, start[1] + steps).index_select(3, start[0] + steps)
-    marks, zones = part[:, 0] & (CUT - 1), part[:, 1]
-    held = [marks == index + 1 for index in range(class_count)] + [zones == index for index in range(len(REGIONS))]
-    cells = torch.stack([F.avg_pool2d(plane.float(), CELL) for plane in [*held, zones != UNKNOWN]], 1)
-    smooth = cells
-    for number in range(blurs[1]):
-        smooth = torch.where(passes > number, _blurred(smooth), smooth)
-    cells = torch.where(softer > 0, _blurred(cells), cells)
-    density = _of_known(smooth)[:, :class_count] * CELL * CELL
-    bytes_ = (DENSITY_SCALE * density.sqrt()).clamp(max=255)
-    shares = 255 * _of_known(cells)[:, class_count:]
-    place = (2 * (MARGIN - start) + 1 - CELL).expand(len(planes), 2)
-    return with_present(upsampled(torch.cat([bytes_, shares], 1), place[:, 0], place[:, 1], size) / 255)
-
-
-def _of_known(cells: Tensor) -> Tensor:
-    """Divide by the last plane, how much is known."""
-    known = cells[:, -1:]
-    mean = cells[:, :-1].mean((2, 3), keepdim=True) / known.mean((2, 3), keepdim=True).clamp(min=1e-6)
-    return (cells[:, :-1] + FAINT * mean) / (known + FAINT)
-
-
-def _blurred(cells: Tensor) -> Tensor:
-    weights = torch.tensor([1.0, 2.0, 1.0], device=cells.device) / 4
-    kernel = (weights[:, None] * weights).expand(cells.shape[1], 1, 3, 3)
-    return F.conv2d(F.pad(cells, (1, 1, 1, 1), mode="replicate"), kernel, groups=cells.shape[1])

@@ -16,8 +16,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from wsigen.conditions.contract import Crops
 from wsigen.errors import DataError, ModelError
-from wsigen.models.stain import StainStyle, StyleRange, measure_style
+from wsigen.models.stain import StainStyle, measure_style
 from wsigen.training.fields import PixelFields, nucleus_depth, pixel_fields
 from wsigen.training.manifest import (
     Manifest,
@@ -30,16 +31,9 @@ from wsigen.training.manifest import (
 )
 from wsigen.training.settings import TrainSettings
 
-PLANES = 8  # r, g, b, classes, edges, tissue, derived tissue, glass; a ninth where asked for: depth
+NAMES = ("red", "green", "blue", "classes", "edges", "class_edges", "tissue", "near_nuclei", "glass")  # as PixelFields
+DEPTH = "depth"  # one more where asked for
 PRESENT_PIXELS = 40  # a class counts as present in a crop from this many pixels: about a third of a lymphocyte
-
-
-@dataclass(frozen=True)
-class Crops:
-    """A batch of raw crops: bytes (B, 8 or 9, W, W) uint8 in the order of PLANES, and the group each was cut from."""
-
-    planes: Tensor
-    group: Tensor
 
 
 class Labels(NamedTuple):
@@ -62,7 +56,7 @@ class CropTable:
 class PatchBank:
     """All images of one split, on a device.
 
-    ``split`` is "train" or "val"; group statistics (stain styles) are kept by group. ``depth`` adds a plane that
+    ``split`` is "train" or "val"; stain styles are measured by group, and facts of the manifest kept by group. ``depth`` adds a plane that
     tells nuclei of a network that learns to find them: see :func:`nucleus_depth`.
     """
 
@@ -82,7 +76,9 @@ class PatchBank:
             self.groups, self.styles = _group_styles(self.entries, loaded, pool)
         self._fields = [Labels(fields.classes, fields.known) for _, fields in loaded]
         packed = (np.dstack(_parts(*image, *([next(depths)] if depth else []))) for image in loaded)
-        self._store([rgb.shape[:2] for rgb, _ in loaded], PLANES + depth, packed)
+        self._store([rgb.shape[:2] for rgb, _ in loaded], (*NAMES, *((DEPTH,) if depth else ())), packed)
+        facts = {entry.group: entry.facts for entry in self.entries}
+        self.facts = [facts[group] for group in self.groups]
         index_of = {group: index for index, group in enumerate(self.groups)}
         self.group = torch.tensor([index_of[entry.group] for entry in self.entries], device=device)
 
@@ -99,8 +95,9 @@ class PatchBank:
         self.class_count = len(manifest.classes)
         self._tables: dict[int, CropTable] = {}
 
-    def _store(self, shapes: list[tuple[int, ...]], planes: int, images: Iterable[np.ndarray]) -> None:
-        """Lay images (H, W, planes) uint8 out on the device, one after the other."""
+    def _store(self, shapes: list[tuple[int, ...]], names: tuple[str, ...], images: Iterable[np.ndarray]) -> None:
+        """Lay images, (H, W, planes) uint8 with a name for each plane, out on the device, one after the other."""
+        self.names, planes = names, len(names)
         sizes = np.array([height * width for height, width in shapes], np.int64)
         self.offset = torch.tensor(np.concatenate([[0], np.cumsum(sizes)[:-1]]), device=self.device)
         self.width = torch.tensor([width for _, width in shapes], device=self.device)
@@ -108,14 +105,6 @@ class PatchBank:
         for start, image in zip(self.offset.tolist(), images):
             flat = torch.from_numpy(image.reshape(-1, planes))
             self.pixels[start : start + len(flat)] = flat.to(self.device)
-
-    def style_tensors(self, style_range: StyleRange) -> tuple[Tensor, Tensor, Tensor]:
-        """Per group: normalised style (G, 6), raw style (G, 6), glass white (G, 3) in 0..255, all float32."""
-        raw = np.array([style.vector for style in self.styles], np.float32)
-        glass = np.array([style.glass_rgb for style in self.styles], np.float32)
-        tensors = (torch.from_numpy(array).to(self.device) for array in (style_range.normalise(raw), raw, glass))
-        normalised, raw_tensor, glass_tensor = tensors
-        return normalised, raw_tensor, glass_tensor
 
     def table(self, window: int) -> CropTable:
         """Crops of one size with their sampling weights; DataError when no image can hold one."""
@@ -147,7 +136,7 @@ class PatchBank:
         down = torch.where(turn & 2 > 0, window - 1 - down, down)
         index = self.offset[image][:, None, None] + (y[:, None, None] + down) * self.width[image][:, None, None]
         index = index + x[:, None, None] + across
-        return Crops(self.pixels[index].permute(0, 3, 1, 2), self.group[image])
+        return Crops(self.pixels[index].permute(0, 3, 1, 2), self.names, self.group[image])
 
     def _build_table(self, window: int) -> CropTable:
         parts = []
@@ -196,8 +185,8 @@ def _window_sums(plane: np.ndarray, ys: np.ndarray, xs: np.ndarray, window: int)
 
 
 def _parts(rgb: np.ndarray, fields: PixelFields, *more: np.ndarray) -> list[np.ndarray]:
-    """Planes of an image in the order of PLANES."""
-    return [rgb, fields.classes, fields.edges, fields.tissue, fields.derived, fields.glass, *more]
+    """Planes of an image in the order of NAMES."""
+    return [rgb, *(getattr(fields, name) for name in NAMES[3:]), *more]
 
 
 def _load(folder: Path, entry: TrainingImage, mpp: float) -> tuple[np.ndarray, PixelFields]:

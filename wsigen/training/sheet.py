@@ -15,14 +15,14 @@ from torch import Tensor
 from wsigen.diffusion.schedules import NoiseSchedule
 from wsigen.models.conditioned import WindowInputs
 from wsigen.models.conditioning import condition_planes
-from wsigen.models.denoise import denoise, model_sampler
-from wsigen.models.nasdm import NasdmModel
+from wsigen.networks.denoise import denoise, model_sampler
+from wsigen.networks.denoiser import Denoiser
 from wsigen.training.patches import PatchBank
 
 COLUMNS = 8
 
 
-def write_sample_sheet(model: NasdmModel, bank: PatchBank, window: int, path: Path, steps: int = 8) -> None:
+def write_sample_sheet(model: Denoiser, bank: PatchBank, window: int, path: Path, steps: int = 8) -> None:
     """Paint COLUMNS fixed crops of ``bank`` and write the sheet as PNG to ``path``."""
     config, device = model.config, bank.device
     crops = bank.sample(window, COLUMNS, torch.Generator(device).manual_seed(7))
@@ -45,7 +45,7 @@ def write_sample_sheet(model: NasdmModel, bank: PatchBank, window: int, path: Pa
     write_png(sheet, path)
 
 
-def _class_colours(classes: Tensor, model: NasdmModel) -> Tensor:
+def _class_colours(classes: Tensor, model: Denoiser) -> Tensor:
     table = [(255, 255, 255), *(entry.rgb for entry in model.config.classes)]
     return torch.tensor(table, dtype=torch.uint8, device=classes.device)[classes.long()].permute(0, 3, 1, 2)
 

@@ -14,14 +14,16 @@ import torch
 from torch import Tensor
 
 from wsigen.choices import SamplerName
+from wsigen.conditions.contract import ConditionBatch
 from wsigen.diffusion import fused_step
 from wsigen.diffusion.continuity import Continuity
 from wsigen.diffusion.gaussian import PredictionType, to_x0
+from wsigen.diffusion.guidance import Guidance
 from wsigen.diffusion.samplers import FittedStep, Sampler, make_sampler
 from wsigen.diffusion.schedules import NoiseSchedule
-from wsigen.models.conditioned import GuidedNetwork, WindowInputs
 from wsigen.models.config import ModelConfig
-from wsigen.models.nasdm import NasdmModel
+from wsigen.networks.denoiser import Denoiser
+from wsigen.networks.guided import GuidedNetwork
 
 
 def model_sampler(
@@ -35,23 +37,23 @@ def model_sampler(
 
 @torch.inference_mode()
 def denoise(
-    model: NasdmModel,
+    model: Denoiser,
     schedule: NoiseSchedule,
     sampler: Sampler,
-    inputs: WindowInputs,
+    told: ConditionBatch,
     initial_noise: Tensor,
     step_noise: Callable[[int], Tensor] | None = None,
-    guidance_scale: float | None = None,
+    guidance: Guidance | None = None,
     before_step: Callable[[int], None] = lambda index: None,
 ) -> Tensor:
     """Paint a batch: return (B, 3, H, W) float32 in [-1, 1].
 
     ``initial_noise`` is (B, 3, H, W) float32; ``step_noise(i)`` gives the fresh noise of solver step i, for samplers
     that need it; ``before_step(i)`` may raise to end early. The network runs in the dtype of its own parameters,
-    everything else in float32. ``guidance_scale`` None is the model's.
+    everything else in float32. ``guidance`` None is the model's own.
     """
-    is_known = inputs.known.bool()
-    network = GuidedNetwork(model, inputs, guidance_scale)
+    is_known = told.known.bool()
+    network = GuidedNetwork(model, told, guidance)
     prediction_type = cast(PredictionType, model.config.prediction)
     continuity = Continuity(is_known)
     x, state = initial_noise, sampler.init_state()
@@ -61,13 +63,13 @@ def denoise(
         noise = step_noise(index) if step_noise is not None and sampler.steps[index].noise > 0 else None
         if raw_variance is None and fused_step.serves(x):
             x, state = fused_step.step(
-                sampler, index, prediction_type, schedule, prediction, x, inputs.context, continuity, noise, state
+                sampler, index, prediction_type, schedule, prediction, x, told.context, continuity, noise, state
             )
             continue
         t = torch.full((len(x),), timestep, device=x.device)
         x0 = to_x0(prediction_type, prediction.float(), x, t, schedule).clamp(-1, 1)
-        x0 = continuity.correct(x0, inputs.context)
-        x0 = torch.where(is_known, inputs.context, x0.clamp(-1, 1))
+        x0 = continuity.correct(x0, told.context)
+        x0 = torch.where(is_known, told.context, x0.clamp(-1, 1))
         log_variance = None if raw_variance is None else sampler.log_variance(index, raw_variance.float())
         x, state = sampler.step(index, x, x0, noise, state, log_variance)
     return x

@@ -1,4 +1,4 @@
-"""The U-Net of :mod:`wsigen.models.unet`, run for inference with the fewest passes over its feature maps.
+"""The U-Net of :mod:`wsigen.networks.unet`, run for inference with the fewest passes over its feature maps.
 
 The same weights and the same sums in the same order, cut otherwise:
 
@@ -28,7 +28,7 @@ from wsigen_kernels.launch import padded_channels
 from wsigen_kernels.upsample import phase_weights, upsample_places
 
 if TYPE_CHECKING:
-    from wsigen.models.unet import AffineNorm, AttentionBlock, ResBlock, UNet
+    from wsigen.networks.unet import AffineNorm, AttentionBlock, ResBlock, UNet
 
 SAME, UP, DOWN = 0, 1, 2
 _RESAMPLE = {"": SAME, "up": UP, "down": DOWN}

@@ -4,14 +4,14 @@ The layout follows the network that NASDM released (Shrivastava and Fletcher 202
 image synthesis via diffusion models", and Dhariwal and Nichol 2021). Two additions serve whole slides: the neighbour
 context enters beside the noisy image, and a stain-style vector enters beside the time embedding.
 
-SPADE's gamma and beta depend on the mask alone, not on time or image. :meth:`UNet.spade_cache` computes them once for
+SPADE's gamma and beta depend on the mask alone, not on time or image. :meth:`UNet.spade_maps` computes them once for
 a batch of windows, and every denoising step reuses them.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TypeVar
 
 import torch
@@ -20,12 +20,10 @@ from torch import Tensor, nn
 from wsigen_kernels.attention import attention
 from wsigen_kernels.norm import group_norm
 
-from wsigen.models import fused
 from wsigen.models.config import UNetConfig
 
 Layer = TypeVar("Layer", bound=nn.Module)
 SpadeMaps = list[tuple[Tensor, Tensor]]  # (gamma, beta), in the order in which the decoder uses them
-SpadeCache = SpadeMaps | fused.Cache
 
 
 def timestep_embedding(timesteps: Tensor, dim: int, max_period: float = 10_000.0) -> Tensor:
@@ -56,6 +54,11 @@ def by_row(layers: nn.Module, vectors: Tensor) -> Tensor:
 def conv3x3(channels_in: int, channels_out: int) -> nn.Conv2d:
     """Same-size 3 x 3 convolution."""
     return nn.Conv2d(channels_in, channels_out, 3, padding=1)
+
+
+def _vector_mlp(length: int, time_dim: int) -> nn.Sequential:
+    """What turns a vector into a part of the embedding; at first it adds nothing."""
+    return nn.Sequential(nn.Linear(length, time_dim), nn.SiLU(), zeroed(nn.Linear(time_dim, time_dim)))
 
 
 class AffineNorm(nn.Module):
@@ -183,23 +186,30 @@ class Stage(nn.Module):
 class UNet(nn.Module):
     """The denoiser's network; see :class:`wsigen.models.config.UNetConfig` for its shape.
 
-    ``planes`` is the number of condition planes, ``out_channels`` 3, or 6 with learned variance.
+    ``planes`` is the number of planes that modulate the decoder, ``out_channels`` 3, or 6 with learned variance,
+    ``pixels`` the number of channels of images beside the noisy one, ``vectors`` the lengths of vectors by name that
+    enter beside the timestep.
     """
 
-    def __init__(self, config: UNetConfig, planes: int, out_channels: int = 3) -> None:
+    def __init__(
+        self,
+        config: UNetConfig,
+        planes: int,
+        out_channels: int = 3,
+        pixels: int = 0,
+        vectors: Mapping[str, int] = {},
+    ) -> None:
         super().__init__()
         self.config = config
         base, groups, patch = config.channels[0], config.norm_groups, config.patch
         time_dim = 4 * base
         self.mask_channels = planes * patch * patch
-        inputs = 3 + (4 if config.context else 0) + (planes if config.condition_in_encoder else 0)
+        inputs = 3 + pixels + (planes if config.condition_in_encoder else 0)
 
         self.time_mlp = nn.Sequential(nn.Linear(base, time_dim), nn.SiLU(), nn.Linear(time_dim, time_dim))
-        self.style_mlp = (
-            nn.Sequential(nn.Linear(config.style_dim, time_dim), nn.SiLU(), zeroed(nn.Linear(time_dim, time_dim)))
-            if config.style_dim
-            else None
-        )
+        self.style_mlp = _vector_mlp(vectors["stain"], time_dim) if "stain" in vectors else None
+        others = {name: _vector_mlp(length, time_dim) for name, length in vectors.items() if name != "stain"}
+        self.vector_mlps = nn.ModuleDict(others)
         self.conv_in = conv3x3(inputs * patch * patch, base)
 
         def stage(c_in: int, c_out: int, level: int, resample: str = "", decoder: bool = False) -> Stage:
@@ -261,45 +271,27 @@ class UNet(nn.Module):
             yield stage.block.norm_in, stage.level
             yield stage.block.norm_out, stage.level - stage.upsamples
 
-    def spade_cache(self, planes: Tensor) -> SpadeCache:
+    def spade_maps(self, planes: Tensor) -> SpadeMaps:
         """Compute every gamma and beta for ``planes`` (B, P, H, W), in the order of use."""
-        if fused.serves(self, planes):
-            return fused.prepare(self, planes)
         pyramid = self.mask_pyramid(planes, self.config.patch)
         return [norm.maps(pyramid[level]) for norm, level in self.spade_norms()]
 
-    def forward(
-        self,
-        x: Tensor,
-        t: Tensor,
-        planes: Tensor,
-        context: Tensor | None = None,
-        known: Tensor | None = None,
-        style: Tensor | None = None,
-        cache: SpadeCache | None = None,
-    ) -> Tensor:
-        """Predict from the noisy window ``x`` (B, 3, H, W) at timesteps ``t`` (B,); return (B, out_channels, H, W).
+    def embedding(self, t: Tensor, vectors: Mapping[str, Tensor], dtype: torch.dtype) -> Tensor:
+        """Embed timesteps (B,) and vectors (B, n) by name, activated: (B, time_dim)."""
+        emb = by_row(self.time_mlp, timestep_embedding(t, self.config.channels[0]).to(dtype))
+        if self.style_mlp is not None:
+            emb = emb + by_row(self.style_mlp, vectors["stain"].to(dtype))
+        for name, mlp in self.vector_mlps.items():
+            emb = emb + by_row(mlp, vectors[name].to(dtype))
+        return F.silu(emb)
 
-        ``planes`` (B, P, H, W); ``context`` (B, 3, H, W) in [-1, 1], 0 where unknown; ``known`` (B, 1, H, W) 0 or 1;
-        ``style`` (B, style_dim), normalised. ``cache`` is what :meth:`spade_cache` made of ``planes``.
+    def forward(self, inputs: Sequence[Tensor], emb: Tensor, maps: SpadeMaps) -> Tensor:
+        """Predict from ``inputs``, the noisy window (B, 3, H, W) and what lies beside it: (B, out_channels, H, W).
+
+        ``emb`` is what `embedding`, and ``maps`` what `spade_maps` gave.
         """
         config = self.config
-        inputs = [x]
-        if config.context:
-            if context is None or known is None:
-                context, known = torch.zeros_like(x), torch.zeros_like(x[:, :1])
-            inputs += [context, known]
-        if config.condition_in_encoder:
-            inputs.append(planes)
-        emb = by_row(self.time_mlp, timestep_embedding(t, config.channels[0]).to(x.dtype))
-        if self.style_mlp is not None and style is not None:
-            emb = emb + by_row(self.style_mlp, style.to(x.dtype))
-        emb = F.silu(emb)
-        cache = self.spade_cache(planes) if cache is None else cache
-        if isinstance(cache, fused.Cache):
-            return fused.forward(self, inputs, emb, cache)
-
-        h = torch.cat(inputs, dim=1) if len(inputs) > 1 else x
+        h = torch.cat(list(inputs), dim=1) if len(inputs) > 1 else inputs[0]
         if config.patch > 1:
             h = F.pixel_unshuffle(h, config.patch)
         h = self.conv_in(h.contiguous(memory_format=torch.channels_last))
@@ -307,12 +299,12 @@ class UNet(nn.Module):
         for stage in self.encoder:
             h = stage(h, emb)
             skips.append(h)
-        maps = iter(cache)
+        rest = iter(maps)
         for stage in self.middle:
-            h = stage(h, emb, maps)
+            h = stage(h, emb, rest)
         for stage in self.decoder:
             if not stage.upsamples:
                 h = torch.cat([h, skips.pop()], dim=1)
-            h = stage(h, emb, maps)
+            h = stage(h, emb, rest)
         h = self.conv_out(self.norm_out(h))
         return F.pixel_shuffle(h, config.patch) if config.patch > 1 else h

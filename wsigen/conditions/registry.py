@@ -1,0 +1,61 @@
+"""Conditions by name: those of this package, and those that other packages bring as entry points.
+
+A package that is installed beside wsigen adds a condition with an entry point of the group "wsigen.conditions", whose
+name is the condition's and whose value is its class. Nothing is imported before a model names it.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from importlib import import_module
+from importlib.metadata import entry_points
+from typing import TYPE_CHECKING
+
+from wsigen.conditions.contract import Condition, TensorSpec
+from wsigen.errors import ModelError
+
+if TYPE_CHECKING:
+    from wsigen.models.config import ModelConfig
+
+GROUP = "wsigen.conditions"
+CONDITIONS = {
+    "mask": "wsigen.conditions.mask:Mask",
+    "tissue": "wsigen.conditions.tissue:Tissue",
+    "context": "wsigen.conditions.context:Context",
+    "stain": "wsigen.conditions.stain:Stain",
+    "density": "wsigen.conditions.density:Density",
+}
+
+
+@cache
+def _class_of(name: str) -> type[Condition]:
+    if name in CONDITIONS:
+        module, _, attribute = CONDITIONS[name].partition(":")
+        return getattr(import_module(module), attribute)
+    for entry in entry_points(group=GROUP, name=name):
+        return entry.load()
+    raise ModelError(
+        f"condition {name!r}: unknown; there are {', '.join(CONDITIONS)}. Another one comes with the package that "
+        f"brought it, as an entry point of {GROUP!r}"
+    )
+
+
+def conditions_of(config: ModelConfig) -> tuple[Condition, ...]:
+    """The conditions of a model, in the order of its configuration. Raises ModelError for a name that is unknown."""
+    return tuple(_class_of(name)(config) for name in config.conditions)
+
+
+def specs_of(config: ModelConfig) -> tuple[TensorSpec, ...]:
+    """The tensors that a model's network is given, in order; the plane of guidance follows the other planes."""
+    from wsigen.conditions.guidance import PRESENT
+
+    specs = [spec for condition in conditions_of(config) for spec in condition.specs]
+    return (*specs, PRESENT)
+
+
+def source_of(config: ModelConfig) -> str:
+    """The kind of source that a model paints from: "mask" or "density", say. Raises ModelError unless it is one."""
+    kinds = sorted({condition.source for condition in conditions_of(config) if condition.source})
+    if len(kinds) != 1:
+        raise ModelError(f"model {config.name!r}: its conditions are read from {kinds or 'nothing'}, not from one source")
+    return kinds[0]
