@@ -19,7 +19,7 @@ from wsigen.layouts.decoding import Decoder
 from wsigen.layouts.mask_code import MaskCode
 from wsigen.masks.demo import demo_mask
 from wsigen.models.config import LIZARD_CLASSES
-from wsigen.training import manifest as manifests
+from wsigen.training.data import manifest as manifests
 
 DEMO = (2048, 1536, 1)  # width, height, seed
 

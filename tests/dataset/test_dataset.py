@@ -17,7 +17,7 @@ from wsigen.masks.slide_mask import SlideMask
 from wsigen.models.config import LIZARD_CLASSES
 from wsigen.slides.metadata import SlideMetadata
 from wsigen.slides.svs import write_svs
-from wsigen.training import manifest
+from wsigen.training.data import manifest
 from wsigen.training.prepare import prepare
 
 SIDE = 700

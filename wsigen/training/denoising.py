@@ -19,8 +19,8 @@ from wsigen.models.config import ModelConfig
 from wsigen.models.nasdm import NasdmModel
 from wsigen.models.stain import StyleRange
 from wsigen.training.corrupt import Corruptor, TrainingBatch
+from wsigen.training.data.manifest import Manifest
 from wsigen.training.loop import Trainable, Trainer
-from wsigen.training.manifest import Manifest
 from wsigen.training.patches import Crops, PatchBank
 from wsigen.training.settings import TrainSettings
 from wsigen.training.sheet import write_sample_sheet

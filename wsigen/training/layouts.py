@@ -22,7 +22,7 @@ from wsigen.layouts.regions import epithelial_classes, mark_plane, region_plane
 from wsigen.masks.limits import NucleusLimits
 from wsigen.models.layouts import upsampled, with_present
 from wsigen.models.stain import tissue_from_density
-from wsigen.training.manifest import (
+from wsigen.training.data.manifest import (
     UNAVAILABLE,
     Manifest,
     TrainingImage,

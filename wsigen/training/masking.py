@@ -22,9 +22,9 @@ from wsigen.models.denoise import denoise, model_sampler
 from wsigen.models.nasdm import NasdmModel
 from wsigen.models.stain import StainStyle
 from wsigen.training.corrupt import TrainingBatch, coin, context_mask, corrupt_context
+from wsigen.training.data.manifest import Manifest
 from wsigen.training.denoising import DenoisingTrainer
 from wsigen.training.layouts import CODE, CUT, MARGIN, MARKS, MaskBank, drawn_layout
-from wsigen.training.manifest import Manifest
 from wsigen.training.patches import Crops, PatchBank
 from wsigen.training.settings import TrainSettings
 from wsigen.training.sheet import write_png

@@ -18,8 +18,7 @@ from torch import Tensor
 
 from wsigen.errors import DataError, ModelError
 from wsigen.models.stain import StainStyle, StyleRange, measure_style
-from wsigen.training.fields import PixelFields, nucleus_depth, pixel_fields
-from wsigen.training.manifest import (
+from wsigen.training.data.manifest import (
     Manifest,
     TrainingImage,
     image_path,
@@ -28,6 +27,7 @@ from wsigen.training.manifest import (
     read_label,
     read_rgb,
 )
+from wsigen.training.fields import PixelFields, nucleus_depth, pixel_fields
 from wsigen.training.settings import TrainSettings
 
 PLANES = 8  # r, g, b, classes, edges, tissue, derived tissue, glass; a ninth where asked for: depth
