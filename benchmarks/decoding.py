@@ -17,9 +17,9 @@ import numpy as np
 from wsigen.evaluation.fidelity import MATCH, Found, match
 from wsigen.layouts.decoding import Decoder
 from wsigen.layouts.mask_code import MaskCode
-from wsigen.masks.demo import demo_mask
+from wsigen.masks.demo.mask import demo_mask
 from wsigen.models.config import LIZARD_CLASSES
-from wsigen.training import manifest as manifests
+from wsigen.training.data import manifest as manifests
 
 DEMO = (2048, 1536, 1)  # width, height, seed
 

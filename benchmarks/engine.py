@@ -26,8 +26,8 @@ import click
 import numpy as np
 
 from wsigen.errors import WsigenError
-from wsigen.masks.demo import demo_mask as demo_whole
-from wsigen.masks.demo import write_demo_mask
+from wsigen.masks.demo.mask import demo_mask as demo_whole
+from wsigen.masks.demo.mask import write_demo_mask
 from wsigen.masks.window import MaskWindow
 from wsigen.masks.writer import write_slide_mask
 from wsigen.models.config import ModelConfig

@@ -21,7 +21,7 @@ from typing import Any
 import click
 
 from wsigen.errors import WsigenError
-from wsigen.masks.demo import write_demo_mask
+from wsigen.masks.demo.mask import write_demo_mask
 from wsigen.models.config import ModelConfig
 from wsigen.networks.nasdm import NasdmModel
 from wsigen.models.registry import find_model

@@ -28,7 +28,7 @@ import pyvips
 
 from wsigen.config import RenderSettings
 from wsigen.errors import WsigenError
-from wsigen.masks.demo import write_demo_mask
+from wsigen.masks.demo.mask import write_demo_mask
 from wsigen.viewer.scene import Scene, SceneSettings, open_scene
 from wsigen.viewer.server import HOST, listen, make_server
 

@@ -12,7 +12,7 @@ from wsigen.masks.slide_mask import SlideMask
 from wsigen.models.config import ModelConfig
 from wsigen.models.stain import measure_style_file
 from wsigen.rendering.synthesis import LayoutRequest
-from wsigen.training.manifest import read_label
+from wsigen.training.data.manifest import read_label
 
 ROOT = Path(__file__).resolve().parents[1]
 SIDE = 256

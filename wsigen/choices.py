@@ -10,5 +10,6 @@ DTYPES = ("float32", "bfloat16", "float16")
 DEVICES = ("cpu", "cuda", "mps")
 SLIDE_FORMATS = ("svs", "ome.tiff", "tiff", "dzi", "ome.zarr", "dicom")
 LABEL_FORMATS = ("geojson", "db", "coco", "ome.zarr")
+TRAINING_DATA_SETS = ("lizard", "consep", "crchisto", "conic", "pannuke", "folder")
 LAYOUT_PRESETS = ("normal-mucosa", "adenocarcinoma", "inflamed", "muscle", "mixed")
 AUTO = "auto"  # a device or dtype that is chosen by what the machine has

@@ -12,12 +12,12 @@ from pycocotools.coco import COCO
 from wsigen.dataset.cutting import DatasetSettings, write_dataset
 from wsigen.dataset.regions import parse_split, places
 from wsigen.errors import DataError
-from wsigen.masks.demo import write_demo_mask
+from wsigen.masks.demo.mask import write_demo_mask
 from wsigen.masks.slide_mask import SlideMask
 from wsigen.models.config import LIZARD_CLASSES
 from wsigen.slides.metadata import SlideMetadata
 from wsigen.slides.svs import write_svs
-from wsigen.training import manifest
+from wsigen.training.data import manifest
 from wsigen.training.prepare import prepare
 
 SIDE = 700

@@ -13,7 +13,7 @@ from wsigen.evaluation.features import to_images
 from wsigen.evaluation.memorisation import SHIPPED_INDEX, TrainingIndex
 from wsigen.evaluation.slide import tissue_patches
 from wsigen.evaluation.slides import SlidePixels
-from wsigen.masks.demo import write_demo_mask
+from wsigen.masks.demo.mask import write_demo_mask
 from wsigen.models.config import ModelConfig
 from wsigen.models.registry import DEFAULT_MODEL, find_model
 from wsigen.networks.measuring import FEATURES, SEGMENTER, WEIGHTS_ROOT, FeatureNetwork, SegmentationNetwork

@@ -11,7 +11,7 @@ from wsigen.errors import MaskError, SettingsError
 from wsigen.layouts.architecture import Tissue, layout_by_hand, sampled_layout, zones
 from wsigen.layouts.layout import CELL, Layout, parse_more
 from wsigen.layouts.regions import layout_of_mask
-from wsigen.masks.demo import write_demo_mask
+from wsigen.masks.demo.mask import write_demo_mask
 from wsigen.masks.slide_mask import SlideMask
 from wsigen.models.config import LIZARD_CLASSES, ModelConfig
 from wsigen.models.layouts import density_gains, layout_planes

@@ -13,7 +13,7 @@ from wsigen.layouts.decoding import HALO, Decoder
 from wsigen.layouts.layout import CELL, REGIONS, Layout
 from wsigen.layouts.mask_code import BLANK, CIRCLE, MaskCode, hills
 from wsigen.masks.classes import ClassTable
-from wsigen.masks.demo import demo_mask
+from wsigen.masks.demo.mask import demo_mask
 from wsigen.masks.limits import NucleusLimits
 from wsigen.models.config import LIZARD_CLASSES
 

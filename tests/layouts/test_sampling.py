@@ -13,7 +13,7 @@ from wsigen.cli.main import main
 from wsigen.config import RenderSettings
 from wsigen.errors import ModelError, SettingsError
 from wsigen.layouts.layout import Layout
-from wsigen.masks.demo import write_demo_mask
+from wsigen.masks.demo.mask import write_demo_mask
 from wsigen.masks.slide_mask import SlideMask
 from wsigen.models.config import ModelConfig
 from wsigen.networks.nasdm import NasdmModel

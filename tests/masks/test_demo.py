@@ -5,8 +5,8 @@ import pytest
 from scipy.ndimage import find_objects, label
 
 from wsigen.errors import MaskError
-from wsigen.masks import demo
-from wsigen.masks.demo import demo_bands, demo_mask, write_demo_mask
+from wsigen.masks.demo import drawing
+from wsigen.masks.demo.mask import demo_bands, demo_mask, write_demo_mask
 from wsigen.masks.slide_mask import SlideMask
 
 
@@ -36,8 +36,10 @@ def test_nuclei_lie_on_tissue_and_have_the_size_of_nuclei(mucosa):
 def test_the_cells_of_mucosa_are_in_their_usual_shares(mucosa):
     first = np.unique(mucosa.instances, return_index=True)[1][1:]
     share = np.bincount(mucosa.classes.ravel()[first], minlength=7) / len(first)
-    assert share[demo.EPITHELIAL] > 0.15 and share[demo.LYMPHOCYTE] > 0.1 and share[demo.PLASMA] > 0.1
-    assert share[demo.CONNECTIVE] > 0.1 and 0 < share[demo.NEUTROPHIL] < 0.05 and 0 < share[demo.EOSINOPHIL] < 0.1
+    assert share[drawing.EPITHELIAL] > 0.15 and share[drawing.LYMPHOCYTE] > 0.1 and share[drawing.PLASMA] > 0.1
+    assert (
+        share[drawing.CONNECTIVE] > 0.1 and 0 < share[drawing.NEUTROPHIL] < 0.05 and 0 < share[drawing.EOSINOPHIL] < 0.1
+    )
 
 
 def test_the_seed_decides_everything():

@@ -14,7 +14,7 @@ from pycocotools.coco import COCO
 
 from wsigen.errors import MaskError
 from wsigen.masks.classes import ClassTable
-from wsigen.masks.demo import write_demo_mask
+from wsigen.masks.demo.mask import write_demo_mask
 from wsigen.masks.exporters import FORMATS, export_mask
 from wsigen.masks.exporters.nuclei import finished_nuclei
 from wsigen.masks.importers import ImportSettings, import_mask

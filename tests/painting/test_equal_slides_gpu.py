@@ -17,7 +17,7 @@ import torch
 
 import wsigen
 from wsigen.masks.conditions import read_surroundings
-from wsigen.masks.demo import demo_mask
+from wsigen.masks.demo.mask import demo_mask
 from wsigen.masks.slide_mask import SlideMask
 from wsigen.masks.window import MaskWindow
 from wsigen.masks.writer import write_slide_mask

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from wsigen.masks.demo import write_demo_mask
+from wsigen.masks.demo.mask import write_demo_mask
 from wsigen.models.config import ModelConfig
 from wsigen.networks.nasdm import NasdmModel
 

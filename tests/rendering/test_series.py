@@ -10,7 +10,7 @@ import torch
 
 import wsigen
 from wsigen.errors import SettingsError
-from wsigen.masks.demo import write_demo_mask
+from wsigen.masks.demo.mask import write_demo_mask
 from wsigen.models.config import ModelConfig
 from wsigen.networks.nasdm import NasdmModel
 from wsigen.rendering.many import list_slides

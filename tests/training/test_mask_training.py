@@ -16,7 +16,7 @@ from wsigen.layouts.layout import CELL, DENSITY_SCALE
 from wsigen.layouts.mask_code import MaskCode
 from wsigen.models.config import LIZARD_CLASSES
 from wsigen.networks.nasdm import NasdmModel
-from wsigen.training import manifest as manifests
+from wsigen.training.data import manifest as manifests
 from wsigen.training.layouts import CODE, CUT, MARGIN, MARKS, MaskBank, drawn_layout, measured_limits
 from wsigen.training.loop import train
 from wsigen.training.masking import MaskCorruptor

@@ -11,8 +11,10 @@ from PIL import Image
 
 from wsigen.cli.main import main
 from wsigen.errors import DataError
-from wsigen.training import manifest as folder_format
-from wsigen.training.prepare import available_windows, prepare, rebuild_instances, summarise
+from wsigen.training.data import manifest as folder_format
+from wsigen.training.data.instances import rebuild_instances
+from wsigen.training.data.summary import available_windows, summarise
+from wsigen.training.prepare import prepare
 
 CLASSES = [{"index": i, "name": f"class {i}", "colour": "#102030"} for i in range(1, 7)]
 

@@ -18,10 +18,10 @@ from wsigen.models.conditioning import tell_guidance
 from wsigen.networks.nasdm import NasdmModel
 from wsigen.networks.measuring import FeatureNetwork, SegmentationNetwork
 from wsigen.training.appearance import gaussian_blur
+from wsigen.training.data.manifest import TrainingImage
 from wsigen.training.distillation import ConsistencyTrainer, GuidanceTrainer
 from wsigen.training.fields import nucleus_depth
 from wsigen.training.loop import Process, train
-from wsigen.training.manifest import TrainingImage
 from wsigen.training.patches import without_fold
 from wsigen.training.prepare import prepare
 from wsigen.training.progressive import ProgressiveTrainer

@@ -18,8 +18,8 @@ from wsigen.models.config import PRESETS, ModelConfig
 from wsigen.networks.nasdm import NasdmModel
 from wsigen.models.stain import StyleRange
 from wsigen.models.stain_response import StainResponse
-from wsigen.training import manifest as folder_format
 from wsigen.training.corrupt import Corruptor, context_mask
+from wsigen.training.data import manifest as folder_format
 from wsigen.training.denoising import pixel_weights
 from wsigen.training.loop import train
 from wsigen.training.patches import PRESENT_PIXELS, PatchBank

@@ -11,7 +11,7 @@ import torch
 
 import wsigen
 from wsigen.config import RenderSettings
-from wsigen.masks.demo import write_demo_mask
+from wsigen.masks.demo.mask import write_demo_mask
 from wsigen.models.config import ModelConfig
 from wsigen.networks.nasdm import NasdmModel
 from wsigen.painting.canvas import Canvas

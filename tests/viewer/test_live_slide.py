@@ -72,7 +72,7 @@ def test_a_tile_shows_what_is_painted_of_it_and_the_preview_elsewhere(live, rend
 
 def test_far_tiles_are_made_of_painted_ones(painting, tmp_path):
     """A slide of five levels: the coarsest is 2 x 2 means of what is painted, four times over."""
-    from wsigen.masks.demo import write_demo_mask
+    from wsigen.masks.demo.mask import write_demo_mask
 
     path = tmp_path / "large.tif"
     write_demo_mask(path, 3000, 300, seed=1)

@@ -159,7 +159,7 @@ def mask_info(file: Path, model: str) -> None:
 @click.option("--overwrite", is_flag=True, help="Replace an existing file.")
 def mask_demo(out: Path, size: int, seed: int, overwrite: bool) -> None:
     """Write a mask of invented colon mucosa: crypts, lamina propria, muscle, glass."""
-    from wsigen.masks.demo import write_demo_mask
+    from wsigen.masks.demo.mask import write_demo_mask
 
     write_demo_mask(out, size, size, seed, overwrite=overwrite)
     click.echo(f"wrote {out}; next: wsigen render {out}")

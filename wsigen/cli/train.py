@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
+from wsigen.choices import TRAINING_DATA_SETS
 from wsigen.cli.display import shares
 from wsigen.cli.options import PATH
 from wsigen.errors import SettingsError
-
-if TYPE_CHECKING:
-    pass
 
 
 @click.command()
@@ -50,7 +48,14 @@ def data() -> None:
 
 
 @data.command("prepare")
-@click.option("--source", "sources", multiple=True, required=True, metavar="LAYOUT=FOLDER")
+@click.option(
+    "--source",
+    "sources",
+    multiple=True,
+    required=True,
+    metavar="LAYOUT=FOLDER",
+    help=f"Layouts: {', '.join(TRAINING_DATA_SETS)}.",
+)
 @click.option("-o", "--out", required=True, type=PATH, help="Training folder to write.")
 @click.option("--mpp", default=0.5, show_default=True, help="Microns per pixel of the training folder.")
 @click.option("--holdout", multiple=True, metavar="NAME", help="Source images for validation. [default: a fixed list]")
@@ -64,11 +69,9 @@ def data_prepare(
     webp_quality: int | None,
     overwrite: bool,
 ) -> None:
-    """Turn labelled pictures into one folder, split by source image.
-
-    Layouts: lizard, consep, crchisto, conic, pannuke, folder.
-    """
-    from wsigen.training.prepare import prepare, summarise
+    """Turn labelled pictures into one folder, split by source image."""
+    from wsigen.training.data.summary import summarise
+    from wsigen.training.prepare import prepare
 
     folders: dict[str, str | Path] = {}
     for source in sources:

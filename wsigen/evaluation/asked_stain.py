@@ -30,7 +30,7 @@ from wsigen.models.registry import DEFAULT_MODEL, find_model
 from wsigen.models.stain import STYLE_NUMBERS, StainStyle, StyleRange, optical_density, tissue_pixels
 from wsigen.models.stain_response import NUMBERS, StainResponse, fit_response
 from wsigen.system.devices import choose_device
-from wsigen.training import manifest as folder_format
+from wsigen.training.data import manifest as folder_format
 from wsigen.training.patches import PatchBank
 from wsigen.training.settings import TrainSettings
 

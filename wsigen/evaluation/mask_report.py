@@ -20,7 +20,7 @@ from wsigen.layouts.regions import layout_of_picture
 from wsigen.masks.classes import ClassTable
 from wsigen.masks.slide_mask import SlideMask
 from wsigen.models.registry import DEFAULT_MODEL, load_config
-from wsigen.training import manifest as manifests
+from wsigen.training.data import manifest as manifests
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -20,8 +20,8 @@ from wsigen.masks.conditions import tissue_near_nuclei
 from wsigen.masks.slide_mask import SlideMask
 from wsigen.masks.window import GLASS
 from wsigen.models.stain import tissue_from_density
-from wsigen.training import manifest as manifests
-from wsigen.training.manifest import UNAVAILABLE
+from wsigen.training.data import manifest as manifests
+from wsigen.training.data.manifest import UNAVAILABLE
 
 FIELD = 512  # px, side of the squares that a slide is cut into
 LEAST_TISSUE = 0.1  # of a field, or it is left out

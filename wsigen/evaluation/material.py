@@ -24,7 +24,7 @@ from wsigen.models.config import ModelConfig
 from wsigen.networks.denoise import denoise, model_sampler
 from wsigen.networks.denoiser import Denoiser
 from wsigen.system.devices import DeviceChoice
-from wsigen.training import manifest as folder_format
+from wsigen.training.data import manifest as folder_format
 from wsigen.training.patches import Crops, PatchBank
 from wsigen.training.settings import TrainSettings
 

@@ -30,9 +30,9 @@ from wsigen.networks.measuring import SegmentationNetwork
 from wsigen.system.caching import FileStamp, file_stamp
 from wsigen.system.devices import choose_device
 from wsigen.system.side_by_side import side_by_side
-from wsigen.training import manifest as folder_format
+from wsigen.training.data import manifest as folder_format
+from wsigen.training.data.manifest import Manifest, TrainingImage
 from wsigen.training.loop import train
-from wsigen.training.manifest import Manifest, TrainingImage
 from wsigen.training.settings import TrainSettings
 
 ARMS = ("real", "painted", "both", "both, rare classes more often")

@@ -21,7 +21,7 @@ from wsigen.networks.denoiser import Denoiser
 from wsigen.models.stain import StyleRange
 from wsigen.training.corrupt import Corruptor, TrainingBatch, slide_corruptor
 from wsigen.training.loop import Trainable, Trainer
-from wsigen.training.manifest import Manifest
+from wsigen.training.data.manifest import Manifest
 from wsigen.training.patches import PatchBank
 from wsigen.training.settings import TrainSettings
 from wsigen.training.sheet import write_sample_sheet

@@ -24,9 +24,9 @@ from wsigen.models.config import ModelConfig
 from wsigen.networks.denoise import model_sampler
 from wsigen.networks.denoiser import Denoiser
 from wsigen.training.corrupt import TrainingBatch
+from wsigen.training.data.manifest import Manifest
 from wsigen.training.denoising import DenoisingTrainer, NoisyBatch
 from wsigen.training.loop import Trainable
-from wsigen.training.manifest import Manifest
 from wsigen.training.patches import PatchBank
 
 DATA_DEVIATION = 0.5  # of pixels in [-1, 1]

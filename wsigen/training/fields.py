@@ -13,7 +13,7 @@ from scipy import ndimage
 
 from wsigen.masks.conditions import deep_glass, instance_edges, tissue_near_nuclei
 from wsigen.models.stain import tissue_from_density
-from wsigen.training.manifest import UNAVAILABLE
+from wsigen.training.data.manifest import UNAVAILABLE
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from wsigen.layouts.mask_code import MaskCode
 from wsigen.layouts.regions import epithelial_classes, mark_plane, region_plane
 from wsigen.masks.limits import NucleusLimits
 from wsigen.models.stain import tissue_from_density
-from wsigen.training.manifest import (
+from wsigen.training.data.manifest import (
     UNAVAILABLE,
     Manifest,
     TrainingImage,

@@ -29,8 +29,8 @@ from torch.optim.swa_utils import AveragedModel
 
 from wsigen.errors import DataError, SettingsError
 from wsigen.system.devices import cpu_has_bfloat16
-from wsigen.training import manifest as manifests
-from wsigen.training.manifest import Manifest
+from wsigen.training.data import manifest as manifests
+from wsigen.training.data.manifest import Manifest
 from wsigen.training.patches import PatchBank
 from wsigen.training.settings import TrainSettings
 

@@ -24,7 +24,7 @@ from wsigen.models.stain import StainStyle
 from wsigen.training.corrupt import Corruptor, begin_draft
 from wsigen.training.denoising import DenoisingTrainer
 from wsigen.training.layouts import MaskBank
-from wsigen.training.manifest import Manifest
+from wsigen.training.data.manifest import Manifest
 from wsigen.training.patches import PatchBank
 from wsigen.training.settings import TrainSettings
 from wsigen.training.sheet import write_png

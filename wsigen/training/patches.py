@@ -20,7 +20,7 @@ from wsigen.conditions.contract import Crops
 from wsigen.errors import DataError, ModelError
 from wsigen.models.stain import StainStyle, measure_style
 from wsigen.training.fields import PixelFields, nucleus_depth, pixel_fields
-from wsigen.training.manifest import (
+from wsigen.training.data.manifest import (
     Manifest,
     TrainingImage,
     image_path,
@@ -29,6 +29,7 @@ from wsigen.training.manifest import (
     read_label,
     read_rgb,
 )
+from wsigen.training.fields import PixelFields, nucleus_depth, pixel_fields
 from wsigen.training.settings import TrainSettings
 
 NAMES = ("red", "green", "blue", "classes", "edges", "class_edges", "tissue", "near_nuclei", "glass")  # as PixelFields

@@ -19,10 +19,10 @@ from torch import Tensor
 from wsigen.diffusion.gaussian import q_sample
 from wsigen.diffusion.samplers import StepCoefficients, make_sampler, spaced_timesteps
 from wsigen.models.config import ModelConfig
+from wsigen.training.data.manifest import Manifest
 from wsigen.training.denoising import NoisyBatch
 from wsigen.training.distillation import StudentTrainer
 from wsigen.training.loop import Trainable
-from wsigen.training.manifest import Manifest
 from wsigen.training.patches import PatchBank
 
 

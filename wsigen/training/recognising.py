@@ -13,8 +13,8 @@ from torch import Tensor
 from wsigen.masks.classes import ClassTable
 from wsigen.networks.measuring import Description, FeatureNetwork, network_config
 from wsigen.training.appearance import Appearance
+from wsigen.training.data.manifest import Manifest
 from wsigen.training.loop import Trainable, Trainer
-from wsigen.training.manifest import Manifest
 from wsigen.training.patches import PRESENT_PIXELS, PatchBank
 
 UNKNOWN_SOURCE = -100  # of held-out patches: their source images are not among those that are learned

@@ -14,8 +14,8 @@ from torch import Tensor
 from wsigen.masks.classes import ClassTable
 from wsigen.networks.measuring import SegmentationNetwork, network_config
 from wsigen.training.appearance import Appearance
+from wsigen.training.data.manifest import Manifest
 from wsigen.training.loop import Trainable, Trainer
-from wsigen.training.manifest import Manifest
 from wsigen.training.patches import PatchBank
 
 DEPTH_WEIGHT = 2.0  # the squared error of depth is a tenth of the cross entropy at the same quality

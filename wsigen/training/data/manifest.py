@@ -36,7 +36,7 @@ class TrainingImage:
     """One picture of a training folder."""
 
     name: str  # file name without ending, unique in the folder
-    source: str  # layout that it came from, for example "lizard"
+    source: str  # data set that it came from, for example "lizard"
     group: str  # source image: the unit of splitting
     split: Split
     width: int  # px
@@ -58,7 +58,7 @@ class Manifest:
 
     @property
     def sources(self) -> tuple[str, ...]:
-        """Names of the layouts that the pictures came from, sorted."""
+        """Names of the data sets that the pictures came from, sorted."""
         return tuple(sorted({image.source for image in self.images}))
 
 
