@@ -12,7 +12,8 @@ from drawn import picture
 
 from wsigen.cli.main import main
 from wsigen.errors import DataError
-from wsigen.evaluation.asked_stain import density_sums, pooled, slopes
+from wsigen.evaluation.asked_stain.fitting import slopes
+from wsigen.evaluation.asked_stain.painting import density_sums, pooled
 from wsigen.models.config import ModelConfig
 from wsigen.models.stain import STYLE_NUMBERS, measure_style
 

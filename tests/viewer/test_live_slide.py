@@ -9,10 +9,13 @@ from served import eventually, read_all, with_new_nucleus, write_mask
 
 from wsigen.errors import ModelError, SettingsError
 from wsigen.models.config import ModelConfig
-from wsigen.painting.grid import Rectangle
+from wsigen.painting.grid import Rectangle, bounding
 from wsigen.rendering.plan import plan_render
 from wsigen.slides.pyramid import halve
-from wsigen.viewer.painting import LiveSlide, ReadMask, read_mask
+from wsigen.viewer.live.mask import ReadMask, read_mask
+from wsigen.viewer.live.sessions import Session
+from wsigen.viewer.live.slide import LiveSlide
+from wsigen.viewer.stain_preview import preview_pixels
 
 TINY = ModelConfig.preset("tiny")
 
@@ -29,6 +32,10 @@ def live(own_mask, painting):
     slide.close()
 
 
+def preview_of(live: LiveSlide, level: int, width: int, height: int) -> np.ndarray:
+    return preview_pixels(live.view.overlay, live.view.plan.spec.style, level, 0, 0, width, height)
+
+
 def look_and_wait(live: LiveSlide, x: int, y: int, width: int, height: int) -> str:
     session = live.join()
     assert live.look(session, x, y, width, height)
@@ -40,7 +47,7 @@ def wait_until_painted(live: LiveSlide, session: str) -> None:
     def painted():
         status = live.status(session)
         assert status["state"] != "failed", status["problem"]
-        return status["windows"] > 0 and status["painted"] == status["windows"] and live._wanted is None
+        return status["windows"] > 0 and status["painted"] == status["windows"] and live.idle()
 
     eventually(painted, what="the view is painted")
 
@@ -62,7 +69,7 @@ def test_tiles_of_all_levels_have_the_pixels_of_the_render(live, rendered):
 def test_a_tile_shows_what_is_painted_of_it_and_the_preview_elsewhere(live, rendered):
     eventually(lambda: live.view.slide)
     live.view.slide.painter.region(0, 0, 64, 64)
-    preview = live._preview(live.view, 0, (0, 0, 256, 256))
+    preview = preview_of(live, 0, 256, 256)
     tile, done = live.tile(0, 0, 0)
     _, known = live.view.slide.painter.at_hand(0, 0, 256, 256)
     assert not done and 0 < known.mean() < 1
@@ -79,7 +86,7 @@ def test_far_tiles_are_made_of_painted_ones(painting, tmp_path):
     live = open_live(path, painting)
     try:
         assert len(live.levels) == 5
-        assert np.array_equal(live.tile(4, 0, 0)[0], live._preview(live.view, 4, (0, 0, 187, 18)))
+        assert np.array_equal(live.tile(4, 0, 0)[0], preview_of(live, 4, 187, 18))
         look_and_wait(live, 0, 0, 400, 300)
         tile, done = live.tile(4, 0, 0)
         exact = live.view.slide.painter.at_hand(0, 0, 384, 288)
@@ -115,7 +122,7 @@ def test_a_page_that_closes_cancels_its_work(live):
     live.look(session, 0, 0, 600, 500)
     eventually(lambda: live.view.slide.painter.painted > 2)
     live.leave(session)
-    eventually(lambda: live._current is None, 5, "the painter rests")
+    eventually(live.idle, 5, "nothing is painted any more")
     assert live.view.slide.painter.painted < live.view.plan.occupied.sum()
 
 
@@ -198,9 +205,11 @@ def test_sessions_and_waiting_changes_are_bounded(live):
     sessions = [live.join() for _ in range(17)]
     assert sessions[-1] is None and None not in sessions[:-1]
     assert not live.look("nobody", 0, 0, 1, 1)
-    for _ in range(1000):
-        live._sessions[sessions[0]].note(Rectangle(5, 6, 7, 8))
-    assert len(live.changes(sessions[0])) <= 256
+    page = Session()
+    for i in range(1000):
+        page.note(Rectangle(5 + i, 6, 7, 8))
+    changes = page.take_changes()
+    assert len(changes) <= 256 and bounding(changes) == Rectangle(5, 6, 1006, 8)
 
 
 def test_settings_that_cannot_be_are_refused_and_change_nothing(live):

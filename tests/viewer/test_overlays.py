@@ -13,9 +13,9 @@ from wsigen.masks.exporters import export_mask
 from wsigen.masks.origin import Origin
 from wsigen.masks.window import MaskWindow
 from wsigen.models.config import ModelConfig
+from wsigen.viewer.live.mask import read_mask
 from wsigen.viewer.outlines import OutlineOverlay
 from wsigen.viewer.overlays import MaskOverlay
-from wsigen.viewer.painting import read_mask
 
 TINY = ModelConfig.preset("tiny")
 ALL = set(range(1, 7))

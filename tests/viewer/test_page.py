@@ -300,7 +300,7 @@ def test_a_mask_is_painted_while_one_looks_and_repainted_when_it_changes(page, o
 def test_leaving_the_page_cancels_its_painting(page, own_mask, painting):
     with serving(SceneSettings(own_mask, render=painting)) as served:
         page.open(served.address)
-        eventually(lambda: served.scene.live._sessions)
+        eventually(lambda: served.scene.live.sessions)
         page.browser.get("about:blank")
-        eventually(lambda: not served.scene.live._sessions, 10, "the session ends with the page")
-        eventually(lambda: served.scene.live._current is None, 10)
+        eventually(lambda: not served.scene.live.sessions, 10, "the session ends with the page")
+        eventually(served.scene.live.idle, 10)

@@ -128,7 +128,7 @@ def test_a_slow_painter_does_not_delay_a_tile(live):
     with live.events() as events:
         look = {"session": events.session, "x": 0, "y": 0, "width": 600, "height": 500}
         assert live.post("/api/look", look)[0] == 200
-        eventually(lambda: live.scene.live._current is not None, 10)
+        eventually(lambda: live.scene.live.state == "painting", 10)
         started = time.monotonic()
         status, _, headers = live.get("/tiles/live/0/2_1.jpg")
         assert status == 200 and headers["x-painted"] == "0" and headers["cache-control"] == "no-store"
@@ -137,9 +137,9 @@ def test_a_slow_painter_does_not_delay_a_tile(live):
 
 def test_a_closed_stream_ends_its_session(live):
     with live.events() as events:
-        assert len(live.scene.live._sessions) == 1
+        assert len(live.scene.live.sessions) == 1
         assert events.next("status")["windows"] == 0
-    eventually(lambda: not live.scene.live._sessions, 5, "the session ends")
+    eventually(lambda: not live.scene.live.sessions, 5, "the session ends")
 
 
 def test_too_many_pages_are_refused(live):

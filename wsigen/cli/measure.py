@@ -141,8 +141,8 @@ def evaluate_stain(**options: Any) -> None:
     The response, what the network paints of the stain that it is told, is written to the model's config.json with
     --write. Painting then tells the network what yields the stain that is asked for.
     """
-    from wsigen.evaluation.asked_stain import StainEvaluation
-    from wsigen.evaluation.asked_stain import evaluate_stain as run
+    from wsigen.evaluation.asked_stain.evaluate import StainEvaluation
+    from wsigen.evaluation.asked_stain.evaluate import evaluate_stain as run
     from wsigen.evaluation.material import PaintOptions
 
     paint = PaintOptions(**{name: options.pop(name) for name in ("steps", "guidance_scale", "seed")})

@@ -19,7 +19,6 @@ from torch import Tensor
 from wsigen.conditions.contract import Crops
 from wsigen.errors import DataError, ModelError
 from wsigen.models.stain import StainStyle, measure_style
-from wsigen.training.fields import PixelFields, nucleus_depth, pixel_fields
 from wsigen.training.data.manifest import (
     Manifest,
     TrainingImage,

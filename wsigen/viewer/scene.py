@@ -21,9 +21,10 @@ from wsigen.models.config import ModelConfig
 from wsigen.models.registry import DEFAULT_MODEL, load_config
 from wsigen.painting.on_demand import CACHE_BYTES
 from wsigen.rendering.plan import MaskFacts, plan_render
+from wsigen.viewer.live.mask import ReadMask, read_mask
+from wsigen.viewer.live.slide import LiveSlide
 from wsigen.viewer.outlines import OutlineOverlay
 from wsigen.viewer.overlays import MaskOverlay, Overlay
-from wsigen.viewer.painting import LiveSlide, ReadMask, read_mask
 from wsigen.viewer.saving import SaveJob, slide_path
 from wsigen.viewer.tiles import SlideTiles
 

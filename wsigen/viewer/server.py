@@ -26,7 +26,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from wsigen.errors import SettingsError, WsigenError
-from wsigen.viewer.painting import LiveSlide
+from wsigen.viewer.live.slide import LiveSlide
 from wsigen.viewer.scene import Scene
 from wsigen.viewer.tiles import encode, tile_box
 

@@ -1,0 +1,1 @@
+"""A slide that is painted while it is viewed: one thread paints what the pages show."""
