@@ -110,7 +110,7 @@ def main(size: int, load_ms: float, loaders: int, device_ms: float, batch_size: 
     """Simulate a render on one GPU; prints JSON."""
     config = ModelConfig.load(find_model(DEFAULT_MODEL))
     spec = PaintSpec(
-        mask="",
+        source="",
         model="",
         style=config.style(),
         mpp=config.mpp,

@@ -37,12 +37,12 @@ from timing import graphed
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
+from wsigen.models.conditioning import condition_planes
 from wsigen_kernels import attention as attention_module
 from wsigen_kernels import norm as norm_module
 from wsigen_kernels.ops import register_fallbacks
 
 from wsigen.errors import WsigenError
-from wsigen.models.conditioning import condition_planes
 from wsigen.models.config import ModelConfig
 from wsigen.networks.nasdm import NasdmModel
 from wsigen.system.devices import choose_device

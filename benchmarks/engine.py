@@ -87,7 +87,7 @@ def scheduling(folder: Path, quick: bool) -> dict[str, Any]:
     """Overhead of a window when nothing is painted: planning, submitting, collecting."""
     side = 256 if quick else 1000
     config = ModelConfig.load(find_model(DEFAULT_MODEL))
-    spec = PaintSpec(mask="none", model="none", style=config.style(), mpp=0.5)
+    spec = PaintSpec(source="none", model="none", style=config.style(), mpp=0.5)
     layout = BlockGrid(WindowGrid(side * 224, side * 224), 8)
     canvas = Canvas.create(folder / "null.canvas", layout, run_record(spec, "", ""))
     started = time.perf_counter()

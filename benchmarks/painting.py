@@ -31,9 +31,9 @@ from scipy import ndimage
 import wsigen
 from wsigen.evaluation.material import Material, PaintOptions, load_painter, paint_patches, real_patches
 from wsigen.evaluation.stain import CHANNELS
-from wsigen.networks.nasdm import NasdmModel
 from wsigen.models.registry import DEFAULT_MODEL, load_config
 from wsigen.models.stain import TISSUE_MIN_OD, optical_density
+from wsigen.networks.nasdm import NasdmModel
 from wsigen.system.devices import choose_device
 
 GAP = 4  # px between rows of the sheet

@@ -19,10 +19,10 @@ import torch
 from denoiser import Inputs, load
 from timing import graphed
 from torch.profiler import ProfilerActivity, profile
+from wsigen.models.conditioned import ConditionedNetwork, WindowInputs
 
 from wsigen.diffusion.guidance import is_guided
 from wsigen.diffusion.schedules import NoiseSchedule
-from wsigen.models.conditioned import ConditionedNetwork, WindowInputs
 from wsigen.networks.denoise import denoise, model_sampler
 from wsigen.system.devices import choose_device
 

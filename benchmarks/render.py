@@ -23,9 +23,9 @@ import click
 from wsigen.errors import WsigenError
 from wsigen.masks.demo.mask import write_demo_mask
 from wsigen.models.config import ModelConfig
-from wsigen.networks.nasdm import NasdmModel
 from wsigen.models.registry import find_model
 from wsigen.models.stain import StainStyle
+from wsigen.networks.nasdm import NasdmModel
 from wsigen.painting.scheduler import Progress
 from wsigen.rendering.job import render
 from wsigen.rendering.plan import RenderPlan

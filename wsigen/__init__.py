@@ -57,8 +57,8 @@ if TYPE_CHECKING:
     from wsigen.errors import WsigenError
     from wsigen.masks.exporters import export_mask
     from wsigen.masks.importers import ImportSettings, import_mask
-    from wsigen.networks.nasdm import NasdmModel
     from wsigen.models.stain import StainStyle
+    from wsigen.networks.nasdm import NasdmModel
     from wsigen.rendering.job import RenderResult, render
     from wsigen.rendering.many import render_many
     from wsigen.rendering.on_demand import open_generated

@@ -19,8 +19,8 @@ from click.testing import CliRunner
 from wsigen.cli.main import main
 from wsigen.masks.demo.mask import write_demo_mask
 from wsigen.models.config import ModelConfig
-from wsigen.networks.nasdm import NasdmModel
 from wsigen.models.stain_response import StainResponse
+from wsigen.networks.nasdm import NasdmModel
 
 
 @pytest.fixture(scope="module")

@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from wsigen.models.layouts import density_gains, layout_planes
 
 from wsigen.choices import LAYOUT_PRESETS
 from wsigen.errors import MaskError, SettingsError
@@ -14,7 +15,6 @@ from wsigen.layouts.regions import layout_of_mask
 from wsigen.masks.demo.mask import write_demo_mask
 from wsigen.masks.slide_mask import SlideMask
 from wsigen.models.config import LIZARD_CLASSES, ModelConfig
-from wsigen.models.layouts import density_gains, layout_planes
 from wsigen.painting.grid import WindowGrid
 from wsigen.painting.occupancy import survey_layout
 

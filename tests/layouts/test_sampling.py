@@ -16,8 +16,8 @@ from wsigen.layouts.layout import Layout
 from wsigen.masks.demo.mask import write_demo_mask
 from wsigen.masks.slide_mask import SlideMask
 from wsigen.models.config import ModelConfig
-from wsigen.networks.nasdm import NasdmModel
 from wsigen.models.stain import StainStyle
+from wsigen.networks.nasdm import NasdmModel
 from wsigen.painting.canvas import Canvas
 from wsigen.rendering.synthesis import LayoutRequest, find_mask_model, sample_mask
 

@@ -4,12 +4,12 @@ import numpy as np
 import pytest
 import torch
 from scipy.ndimage import distance_transform_edt
+from wsigen.models.conditioning import derive_conditions as derive_with_torch
 
 from wsigen.masks.conditions import derive_conditions, instance_edges, read_conditions, read_surroundings
 from wsigen.masks.demo.mask import demo_mask
 from wsigen.masks.slide_mask import SlideMask, resampled_to, write_slide_mask
 from wsigen.masks.window import MaskWindow
-from wsigen.models.conditioning import derive_conditions as derive_with_torch
 
 WIDTH, HEIGHT = 640, 560
 AROUND = ("classes", "labels", "tissue")

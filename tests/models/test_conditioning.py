@@ -1,7 +1,6 @@
 """Condition planes: their order, and the null condition of guidance."""
 
 import torch
-
 from wsigen.models.conditioning import UNKNOWN_TISSUE, condition_planes, null_planes
 
 

@@ -14,11 +14,11 @@ import torch
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")  # read when the kernels are imported, which is lazy
 
-from wsigen.diffusion.samplers import make_sampler
-from wsigen.diffusion.schedules import NoiseSchedule
-from wsigen.networks import unet_fused
 from wsigen.models.conditioned import ConditionedNetwork, WindowInputs
 from wsigen.models.conditioning import condition_planes
+
+from wsigen.diffusion.samplers import make_sampler
+from wsigen.diffusion.schedules import NoiseSchedule
 from wsigen.models.config import ModelConfig
 from wsigen.networks.denoise import denoise
 from wsigen.networks.recorded import Recorded

@@ -5,18 +5,18 @@ from dataclasses import replace
 
 import pytest
 import torch
+from wsigen.models.conditioned import WindowInputs
+from wsigen.models.conditioning import condition_planes, tell_guidance
 
 from wsigen.diffusion.samplers import make_sampler
 from wsigen.diffusion.schedules import NoiseSchedule
 from wsigen.errors import ModelError
 from wsigen.models import nasdm
-from wsigen.models.conditioned import WindowInputs
-from wsigen.models.conditioning import condition_planes, tell_guidance
 from wsigen.models.config import PRESETS, ModelConfig, UNetConfig
-from wsigen.networks.denoise import denoise
-from wsigen.networks.nasdm import NasdmModel, weights_sha256
 from wsigen.models.stain import StainStyle, StyleRange
 from wsigen.models.stain_response import StainResponse
+from wsigen.networks.denoise import denoise
+from wsigen.networks.nasdm import NasdmModel, weights_sha256
 
 TINY = ModelConfig.preset("tiny")
 PAPER = replace(

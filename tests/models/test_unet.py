@@ -4,8 +4,8 @@ from dataclasses import replace
 
 import pytest
 import torch
-
 from wsigen.models.conditioning import condition_planes
+
 from wsigen.models.config import ModelConfig, UNetConfig
 from wsigen.networks.nasdm import NasdmModel
 from wsigen.networks.unet import UNet, timestep_embedding

@@ -53,4 +53,4 @@ def model_path(tmp_path_factory):
 def spec(mask_path, model_path):
     style = ModelConfig.preset("tiny").style()
     sizes = {"window": 64, "overlap": 8, "blend": 3, "batch_size": 4, "num_inference_steps": 2}
-    return PaintSpec(mask=str(mask_path), model=str(model_path), style=style, mpp=0.5, seed=7, **sizes)
+    return PaintSpec(source=str(mask_path), model=str(model_path), style=style, mpp=0.5, seed=7, **sizes)

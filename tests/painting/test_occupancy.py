@@ -59,7 +59,7 @@ def test_windows_by_colour_count_every_window_once():
 
 def test_glass_is_written_and_not_painted_and_the_pixels_are_the_same(spec, tmp_path):
     grid = WindowGrid(330, 260, 64, 8, 3)
-    with SlideMask.open(spec.mask) as source:
+    with SlideMask.open(spec.source) as source:
         occupied = window_occupancy(grid, source, source.scan(), spec.mpp)
     assert not occupied.all()
     record = run_record(spec, "mask", "model")

@@ -9,9 +9,10 @@ import torch
 from wsigen.errors import SettingsError
 from wsigen.masks.conditions import derive_conditions, read_surroundings
 from wsigen.masks.slide_mask import SlideMask
-from wsigen.networks.nasdm import NasdmModel
 from wsigen.models.stain_response import StainResponse
-from wsigen.painting.painter import Painter, WindowJob, from_uint8, to_uint8
+from wsigen.networks.nasdm import NasdmModel
+from wsigen.conditions.context import from_uint8, to_uint8
+from wsigen.painting.painter import Painter, WindowJob
 from wsigen.painting.slide_worker import fixed_threads, make_painter
 
 W = 64
@@ -78,7 +79,7 @@ def test_known_pixels_come_back_as_they_were(painter, job_at):
 def test_glass_is_white_and_a_painted_neighbour_wins_over_it(painter, job_at):
     job = job_at(190, 100)
     pixels = painter.paint([job])[0]
-    glass = derive_conditions(job.mask).glass
+    glass = derive_conditions(job.data).glass
     assert glass.any() and not glass.all()
     assert (pixels[glass] == painter.glass_rgb).all()
     known = np.zeros((W, W), bool)
@@ -136,9 +137,9 @@ def test_overlapping_windows_see_the_same_noise(painter, job_at):
 def test_a_window_of_glass_needs_no_model(painter, job_at):
     inside, border = job_at(260, 60), job_at(190, 60)
     everything = (slice(None), slice(None))
-    assert not painter.needs_model(inside.mask, everything)
-    assert painter.needs_model(border.mask, everything)
-    assert not painter.needs_model(border.mask, (slice(None), slice(40, 64)))
+    assert inside.data.is_glass(everything)
+    assert not border.data.is_glass(everything)
+    assert border.data.is_glass((slice(None), slice(40, 64)))
 
 
 def test_uint8_survives_the_round_trip():

@@ -9,14 +9,14 @@ import pytest
 import pyvips
 import torch
 from short_run import SHORT
+from wsigen.models.conditioning import tell_guidance
 
 from wsigen.diffusion.gaussian import q_sample, to_x0, training_target
 from wsigen.diffusion.samplers import make_sampler
 from wsigen.diffusion.schedules import NoiseSchedule
 from wsigen.errors import DataError, ModelError, SettingsError
-from wsigen.models.conditioning import tell_guidance
-from wsigen.networks.nasdm import NasdmModel
 from wsigen.networks.measuring import FeatureNetwork, SegmentationNetwork
+from wsigen.networks.nasdm import NasdmModel
 from wsigen.training.appearance import gaussian_blur
 from wsigen.training.data.manifest import TrainingImage
 from wsigen.training.distillation import ConsistencyTrainer, GuidanceTrainer

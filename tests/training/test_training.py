@@ -15,9 +15,9 @@ import torch
 
 from wsigen.errors import DataError, SettingsError
 from wsigen.models.config import PRESETS, ModelConfig
-from wsigen.networks.nasdm import NasdmModel
 from wsigen.models.stain import StyleRange
 from wsigen.models.stain_response import StainResponse
+from wsigen.networks.nasdm import NasdmModel
 from wsigen.training.corrupt import Corruptor, context_mask
 from wsigen.training.data import manifest as folder_format
 from wsigen.training.denoising import pixel_weights

@@ -79,7 +79,11 @@ class Crops:
         return self.planes[:, :3]
 
     def part(self, which: Any) -> Crops:
-        """Those of some numbers."""
+        """Those of some numbers: a slice, indices or a mask, on any device or of numpy."""
+        if not isinstance(which, slice):
+            import torch
+
+            which = torch.as_tensor(which, device=self.planes.device)
         return Crops(self.planes[which], self.names, self.group[which])
 
 
@@ -97,7 +101,7 @@ class Draft:
 
     crops: what was cut of the training pictures. image: (B, 3, W, W) in [-1, 1]. white: (B, 3) of clear glass, in
     [-1, 1]. power: (B, 3), by what the optical density of the picture was multiplied. known, pinned: (B, 1, W, W) bool,
-    pixels that are given, and those of them that are given as clear glass. ignored: likewise, pixels that teach nothing.
+    pixels that are given, and those of them that are given as clear glass. ignored: likewise, those that teach nothing.
     """
 
     crops: Crops

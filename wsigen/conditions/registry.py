@@ -57,5 +57,7 @@ def source_of(config: ModelConfig) -> str:
     """The kind of source that a model paints from: "mask" or "density", say. Raises ModelError unless it is one."""
     kinds = sorted({condition.source for condition in conditions_of(config) if condition.source})
     if len(kinds) != 1:
-        raise ModelError(f"model {config.name!r}: its conditions are read from {kinds or 'nothing'}, not from one source")
+        raise ModelError(
+            f"model {config.name!r}: its conditions are read from {kinds or 'nothing'}, not from one source"
+        )
     return kinds[0]

@@ -57,15 +57,24 @@ class DrawSettings(Protocol):
     """The parts of a recipe that conditions read. ``conditions`` has a section for each that is not named above."""
 
     @property
-    def context(self) -> ContextSettings: ...
+    def context(self) -> ContextSettings:
+        """Contexts, and how they are spoilt."""
+
     @property
-    def condition(self) -> ConditionSettings: ...
+    def condition(self) -> ConditionSettings:
+        """Drop-out."""
+
     @property
-    def augment(self) -> AugmentSettings: ...
+    def augment(self) -> AugmentSettings:
+        """Stain jitter."""
+
     @property
-    def layout(self) -> LayoutSettings: ...
+    def layout(self) -> LayoutSettings:
+        """Layouts of a mask model."""
+
     @property
-    def conditions(self) -> Mapping[str, Mapping[str, Any]]: ...
+    def conditions(self) -> Mapping[str, Mapping[str, Any]]:
+        """Settings of other conditions, by name."""
 
 
 Settings = TypeVar("Settings", bound=Any)

@@ -24,6 +24,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from wsigen.conditions.context import context_tensors, from_uint8, to_uint8
+from wsigen.conditions.contract import ConditionBatch, WindowBatch
+from wsigen.conditions.guidance import PRESENT
 from wsigen.diffusion.gaussian import PredictionType, to_x0
 from wsigen.diffusion.noise import coordinate_normals
 from wsigen.diffusion.samplers import Sampler
@@ -32,15 +35,13 @@ from wsigen.errors import SettingsError
 from wsigen.evaluation.material import PAINT_BATCH, load_painter
 from wsigen.evaluation.report import Report, Section
 from wsigen.evaluation.seams import seam_scores
-from wsigen.masks.conditions import read_conditions
+from wsigen.masks.conditions import read_surroundings
 from wsigen.masks.slide_mask import SlideMask
-from wsigen.models.conditioned import GuidedNetwork, WindowInputs
-from wsigen.models.conditioning import condition_planes
 from wsigen.networks.denoise import denoise, model_sampler
 from wsigen.networks.denoiser import Denoiser
+from wsigen.networks.guided import GuidedNetwork
 from wsigen.painting.blending import Mosaic
 from wsigen.painting.grid import STAGE_COLOURS, STAGES, Axis, Rectangle, Window, WindowGrid, usual_blend
-from wsigen.painting.painter import from_uint8, to_uint8
 from wsigen.system.devices import choose_device
 
 METHODS = ("context, blended", "context, cut", "independent", "feathered", "MultiDiffusion")
@@ -50,22 +51,21 @@ Progress = Callable[[str, int, int], None]
 
 @dataclass(frozen=True)
 class Area:
-    """A square area on the device, as large as whole windows need it: (1, P, H, W), (1, 1, H, W), (1, 3, H, W).
+    """A square area on the device, as large as whole windows need it: as windows have them.
 
     It begins ``margin`` px before the slide, as its windows do; ``size`` px from there on are wanted along each axis.
     """
 
-    planes: Tensor
-    glass: Tensor  # known as glass: float 0 or 1
+    told: ConditionBatch  # of the whole area; known and context are clear glass
     white: Tensor  # glass white where glass, 0 elsewhere, in [-1, 1]
-    style: Tensor  # (1, 6)
+    glass: Tensor  # known as glass: float 0 or 1
     margin: int
     size: int
 
     @property
     def side(self) -> int:
         """Pixels along a side."""
-        return self.planes.shape[-1]
+        return self.glass.shape[-1]
 
 
 class AreaPainter:
@@ -74,9 +74,9 @@ class AreaPainter:
     def __init__(self, model: Denoiser, area: Area, window: int, overlap: int, steps: int, seed: int) -> None:
         self.model, self.area, self.window, self.overlap = model, area, window, overlap
         self.steps, self.seed, self.calls = steps, seed, 0
-        self.calls_a_step = model.config.calls_a_step()
+        self.calls_a_step = model.config.guidance().calls
         self.schedule = NoiseSchedule.from_name(model.config.schedule, model.config.schedule_steps)
-        self.device = area.planes.device
+        self.device = area.glass.device
 
     def paint(self, method: str) -> np.ndarray:
         """Paint by one of METHODS: (H, W, 3) uint8, from the slide's first pixel on."""
@@ -104,6 +104,12 @@ class AreaPainter:
         parts = [whole[..., y : y + self.window, x : x + self.window] for x, y in places]
         return torch.cat(parts).contiguous(memory_format=torch.channels_last)
 
+    def _told(self, places: list[tuple[int, int]]) -> ConditionBatch:
+        """What windows at ``places`` are told, with clear glass for all that is known."""
+        return self.area.told.map(
+            lambda part: self._cut(part, places) if part.ndim == 4 else part.expand(len(places), -1)
+        )
+
     def _windows(self, places: list[tuple[int, int]], context: Tensor, known: Tensor) -> Tensor:
         """Paint windows at ``places``, each told what ``known`` (1, 1, H, W) says of ``context``: (n, 3, W, W)."""
         sampler, painted = self.sampler(self.steps), []
@@ -111,8 +117,7 @@ class AreaPainter:
         for start in range(0, len(places), batch):
             part = places[start : start + batch]
             there = self._cut(known, part)
-            style = self.area.style.expand(len(part), -1)
-            inputs = WindowInputs(self._cut(self.area.planes, part), self._cut(context, part) * there, there, style)
+            told = self._told(part).replaced(context=self._cut(context, part) * there, known=there)
             x, y = (torch.tensor([place[axis] for place in part], device=self.device) for axis in (0, 1))
 
             def noise(step: int, x: Tensor = x, y: Tensor = y) -> Tensor:
@@ -121,7 +126,7 @@ class AreaPainter:
             def fresh(step: int, noise: Callable[[int], Tensor] = noise) -> Tensor:
                 return noise(step + 1)
 
-            painted.append(denoise(self.model, self.schedule, sampler, inputs, noise(0), fresh))
+            painted.append(denoise(self.model, self.schedule, sampler, told, noise(0), fresh))
             self.calls += len(part) * self.steps * self.calls_a_step
         return torch.cat(painted)
 
@@ -181,15 +186,14 @@ class AreaPainter:
 
     def _predictions(self, places: list[tuple[int, int]], x: Tensor, timestep: float) -> Tensor:
         """Data predictions of all windows at x_t."""
-        area, found = self.area, []
+        found = []
         kind = cast(PredictionType, self.model.config.prediction)
         batch = PAINT_BATCH[self.device.type]
         for start in range(0, len(places), batch):
             part = places[start : start + batch]
             noisy, t = self._cut(x, part), torch.full((len(part),), timestep, device=self.device)
-            planes, white, glass = (self._cut(plane, part) for plane in (area.planes, area.white, area.glass))
-            network = GuidedNetwork(self.model, WindowInputs(planes, white, glass, area.style.expand(len(part), -1)))
-            found.append(to_x0(kind, network(noisy, timestep)[0].float(), noisy, t, self.schedule))
+            network = GuidedNetwork(self.model, self._told(part))
+            found.append(to_x0(kind, network(noisy, timestep).mean.float(), noisy, t, self.schedule))
             self.calls += len(part) * self.calls_a_step
         return torch.cat(found)
 
@@ -199,19 +203,24 @@ def read_area(mask: SlideMask, model: Denoiser, size: int, window: int, overlap:
     axis = Axis(min(size, mask.width, mask.height), window, overlap)
     side = (axis.count - 1) * axis.stride + window
     config = model.config
-    conditions = read_conditions(mask, axis.origin(0), axis.origin(0), side, side, mask.mpp or config.mpp)
-
-    def there(plane: np.ndarray) -> Tensor:
-        return torch.from_numpy(np.ascontiguousarray(plane)).to(device)[None]
-
-    planes = condition_planes(
-        there(conditions.classes), there(conditions.edges), there(conditions.tissue), len(config.classes)
-    )
-    glass = there(conditions.glass)[:, None].float()
-    style = config.style()
-    white = torch.tensor(style.glass_rgb, device=device).float()[None, :, None, None] / 127.5 - 1
-    vector = torch.from_numpy(config.told_stain(np.array(style.vector)))[None].to(device)
-    return Area(planes, glass, white * glass, vector, axis.margin, axis.length)
+    around = read_surroundings(mask, axis.origin(0), axis.origin(0), side, side, mask.mpp or config.mpp)
+    read = {
+        name: torch.from_numpy(np.ascontiguousarray(plane)).to(device)[None] for name, plane in around.arrays.items()
+    }
+    windows = WindowBatch(read, torch.full((1, 2), axis.origin(0), device=device), side, torch.float32)
+    style, glass = config.style(), torch.zeros((1, side, side), dtype=torch.bool, device=device)
+    told: dict[str, Tensor] = {}
+    for condition in model.conditions:
+        told |= condition.of_windows(windows) | condition.of_slide(
+            style if condition.name == "stain" else None, device, torch.float32
+        )
+        found = condition.glass(windows)
+        glass = glass if found is None else glass | found
+    white = torch.tensor(style.glass_rgb, dtype=torch.uint8, device=device).expand(1, side, side, 3)
+    told |= context_tensors(white, glass)
+    told["known"] = told["known"].float()
+    told[PRESENT.name] = torch.ones_like(told["known"])
+    return Area(ConditionBatch(told), told["context"], told["known"], axis.margin, axis.length)
 
 
 def study_seams(

@@ -14,18 +14,18 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from wsigen.conditions.context import to_uint8
+from wsigen.conditions.contract import ConditionBatch, Crops
 from wsigen.diffusion.noise import coordinate_normals
 from wsigen.diffusion.schedules import NoiseSchedule
 from wsigen.errors import DataError, SettingsError
 from wsigen.evaluation.fidelity import instances_of
-from wsigen.models.conditioned import WindowInputs
-from wsigen.models.conditioning import condition_planes
-from wsigen.models.config import ModelConfig
 from wsigen.networks.denoise import denoise, model_sampler
 from wsigen.networks.denoiser import Denoiser
 from wsigen.system.devices import DeviceChoice
+from wsigen.training.corrupt import plain_conditions
 from wsigen.training.data import manifest as folder_format
-from wsigen.training.patches import Crops, PatchBank
+from wsigen.training.patches import PatchBank
 from wsigen.training.settings import TrainSettings
 
 Tick = Callable[[int], None]
@@ -100,7 +100,6 @@ def real_patches(
     chosen = torch.from_numpy(rows).to(device)
     image, x, y = table.image[chosen], table.x[chosen], table.y[chosen]
     crops = bank.cut(image, x, y, window, torch.zeros_like(image))
-    planes = crops.planes.cpu().numpy()
     places = zip(image.tolist(), x.tolist(), y.tolist())
     ids: dict[int, np.ndarray] = {}
     instances = []
@@ -110,8 +109,8 @@ def real_patches(
             ids = {index: folder_format.read_label(path).astype(np.int32)}  # sorted: one picture at a time
         instances.append(ids[index][top : top + window, left : left + window])
     patches = LabelledPatches(
-        np.ascontiguousarray(planes[:, :3].transpose(0, 2, 3, 1)),
-        planes[:, 3],
+        np.ascontiguousarray(crops.picture.cpu().numpy().transpose(0, 2, 3, 1)),
+        crops["classes"].cpu().numpy(),
         np.stack(instances),
         [bank.entries[index].group for index in image.tolist()],
     )
@@ -161,13 +160,13 @@ def paint_patches(
     Clear glass is pinned, as in rendering. The noise of a patch depends on its number and the seed alone.
     """
     numbers = np.arange(len(material.patches)) if which is None else np.asarray(which)
-    inputs = partial(material_inputs, model.config, material)
+    inputs = partial(material_inputs, model, material)
     return paint_windows(model, inputs, torch.from_numpy(numbers).to(material.bank.device), options, device, tick)
 
 
 def paint_windows(
     model: Denoiser,
-    inputs: Callable[[torch.Tensor], WindowInputs],
+    inputs: Callable[[torch.Tensor], ConditionBatch],
     numbers: torch.Tensor,
     options: PaintOptions,
     device: DeviceChoice,
@@ -183,20 +182,20 @@ def paint_windows(
     painted = []
     for part in numbers.split(PAINT_BATCH[device.device]):
         given = inputs(part)
-        window = given.planes.shape[-1]
+        window = given.known.shape[-1]
         check_window(model, window)
         noise = partial(_noise, options.seed, part, window)
-        pixels = denoise(model, schedule, sampler, given, noise(-1), noise, options.guidance_scale)
-        pixels = ((pixels + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
-        painted.append(pixels.permute(0, 2, 3, 1).cpu().numpy())
+        guidance = config.guidance(options.guidance_scale)
+        pixels = denoise(model, schedule, sampler, given, noise(-1), noise, guidance)
+        painted.append(to_uint8(pixels).cpu().numpy())
         tick(len(part))
     return np.concatenate(painted)
 
 
 def check_window(model: Denoiser, window: int) -> None:
     """Raise SettingsError for a side that the network cannot take."""
-    if window % model.unet.size_multiple:
-        raise SettingsError(f"--window {window}: must be a multiple of {model.unet.size_multiple} for this model")
+    if window % model.size_multiple:
+        raise SettingsError(f"--window {window}: must be a multiple of {model.size_multiple} for this model")
 
 
 def _noise(seed: int, numbers: torch.Tensor, window: int, step: int) -> torch.Tensor:
@@ -205,21 +204,13 @@ def _noise(seed: int, numbers: torch.Tensor, window: int, step: int) -> torch.Te
     return coordinate_normals(seed, numbers * ON_THE_GRID, origin, window, window, step + 1, device=numbers.device)
 
 
-def material_inputs(config: ModelConfig, material: Material, which: torch.Tensor | None = None) -> WindowInputs:
-    """What the painter of ``config`` is told of patches (those numbered ``which``): mask, style, clear glass."""
-    part = slice(None) if which is None else which
-    _, raw, glass = material.bank.style_tensors(config.style_range)
-    told = torch.from_numpy(config.told_stain(raw.cpu().numpy())).to(raw.device)
-    planes, group = material.crops.planes[part], material.crops.group[part]
-    return crop_inputs(config, planes, told[group], glass[group])
-
-
-def crop_inputs(config: ModelConfig, crops: torch.Tensor, told: torch.Tensor, glass: torch.Tensor) -> WindowInputs:
-    """Conditions of raw crops (B, 8, W, W): what is told of their stain (B, 6), and their glass white (B, 3)."""
-    planes = condition_planes(crops[:, 3], crops[:, 4] & 1, crops[:, 5], len(config.classes))
-    known = (crops[:, 7:8] > 0).float()
-    white = (glass.round() / 127.5 - 1)[:, :, None, None]
-    return WindowInputs(planes, white * known, known, told)
+def material_inputs(model: Denoiser, material: Material, which: torch.Tensor | None = None) -> ConditionBatch:
+    """What a painter is told of patches (those numbered ``which``): mask, style, clear glass."""
+    crops, bank = material.crops.part(slice(None) if which is None else which), material.bank
+    told = model.config.told_stain(np.array([style.vector for style in bank.styles]))
+    glass = np.array([style.glass_rgb for style in bank.styles], np.float32)
+    stain, white = (torch.from_numpy(values).to(bank.device)[crops.group] for values in (told, glass))
+    return plain_conditions(model.conditions, crops, white, {"stain": stain}, bank)
 
 
 def load_painter(name: str, device: DeviceChoice) -> Denoiser:

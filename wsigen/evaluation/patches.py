@@ -28,8 +28,8 @@ from wsigen.evaluation.material import (
 from wsigen.evaluation.memorisation import WINDOW, TrainingIndex, centre, pixel_similarity, template_side
 from wsigen.evaluation.report import Report, Section, sheet
 from wsigen.evaluation.stain import BINS, CHANNELS, StainStatistics
-from wsigen.networks.denoiser import Denoiser
 from wsigen.models.registry import DEFAULT_MODEL
+from wsigen.networks.denoiser import Denoiser
 from wsigen.networks.measuring import FEATURES, SEGMENTER, FeatureNetwork, SegmentationNetwork
 from wsigen.system.devices import DeviceChoice, choose_device
 

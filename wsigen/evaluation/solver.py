@@ -11,6 +11,7 @@ from typing import cast
 import torch
 from torch import Tensor
 
+from wsigen.conditions.contract import ConditionBatch
 from wsigen.diffusion.fitting import Data, fit
 from wsigen.diffusion.gaussian import PredictionType, to_x0
 from wsigen.diffusion.noise import coordinate_normals
@@ -18,10 +19,10 @@ from wsigen.diffusion.samplers import spaced_timesteps
 from wsigen.diffusion.schedules import NoiseSchedule
 from wsigen.errors import SettingsError
 from wsigen.evaluation.material import PAINT_BATCH, load_painter, material_inputs, real_patches
-from wsigen.models.conditioned import GuidedNetwork, WindowInputs
 from wsigen.models.config import CONFIG_FILE
-from wsigen.networks.denoiser import Denoiser
 from wsigen.models.registry import find_model
+from wsigen.networks.denoiser import Denoiser
+from wsigen.networks.guided import GuidedNetwork
 from wsigen.system.devices import DeviceChoice
 
 
@@ -49,18 +50,18 @@ def fit_painter(
     if painter.config.paints != "slide" or painter.config.learned_variance:
         raise SettingsError(f"--model {model}: solvers are fitted to painters of slides without a learned variance")
     material = real_patches(data, "train", window, patches, torch.device(choice.device), seed)
-    inputs = material_inputs(painter.config, material)
-    numbers = torch.arange(len(material.patches), device=inputs.planes.device)
+    told = material_inputs(painter, material)
+    numbers = torch.arange(len(material.patches), device=told.known.device)
     noise = coordinate_normals(
         seed, numbers * window, torch.zeros_like(numbers), window, window, 0, device=numbers.device
     )
     fitted = {len(plan): plan for plan in painter.config.fitted}
     painter.config = replace(painter.config, guidance_scale=painter.config.guidance(guidance_scale).scale)
-    predict = data_prediction(painter, inputs, PAINT_BATCH[choice.device])
+    predict = data_prediction(painter, told, PAINT_BATCH[choice.device])
     schedule = NoiseSchedule.from_name(painter.config.schedule, painter.config.schedule_steps)
     for count in steps:
         timesteps = spaced_timesteps(schedule, count, "trailing", painter.config.final_step)
-        plan, before, after = fit(predict, schedule, timesteps, noise, inputs.known.bool())
+        plan, before, after = fit(predict, schedule, timesteps, noise, told.known.bool())
         fitted[count] = tuple((step.x, step.x0, step.x0_previous) for step in plan)
         report(f"{count} steps: mean squared error {before:.5f} with UniPC, {after:.5f} fitted")
     plans = tuple(fitted[count] for count in sorted(fitted))
@@ -73,19 +74,19 @@ def fit_painter(
     partial.rename(out)
 
 
-def data_prediction(model: Denoiser, inputs: WindowInputs, batch: int) -> Data:
+def data_prediction(model: Denoiser, told: ConditionBatch, batch: int) -> Data:
     """The data prediction (B, 3, H, W) float32 at (x, timestep), clamped, known pixels overwritten, as in painting."""
     schedule = NoiseSchedule.from_name(model.config.schedule, model.config.schedule_steps)
     kind = cast(PredictionType, model.config.prediction)
     with torch.inference_mode():
-        networks = [
-            GuidedNetwork(model, part) for part in map(WindowInputs, *(given.split(batch) for given in inputs.parts))
-        ]
+        networks = [GuidedNetwork(model, part) for part in told.split(batch)]
 
     def predict(x: Tensor, timestep: float) -> Tensor:
         noisy = x.split(batch)
-        output = torch.cat([network(part, timestep)[0].float() for network, part in zip(networks, noisy, strict=True)])
+        output = torch.cat(
+            [network(part, timestep).mean.float() for network, part in zip(networks, noisy, strict=True)]
+        )
         x0 = to_x0(kind, output, x, torch.full((len(x),), timestep, device=x.device), schedule).clamp(-1, 1)
-        return torch.where(inputs.known.bool(), inputs.context, x0)
+        return torch.where(told.known.bool(), told.context, x0)
 
     return predict

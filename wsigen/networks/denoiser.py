@@ -60,7 +60,7 @@ class Denoiser(nn.Module):
 
     @abstractmethod
     def predict(self, prepared: Any, x: Tensor, t: Tensor) -> Prediction:
-        """Predict from the noisy windows ``x`` (B, 3, H, W) at timesteps ``t`` (B,); the result holds until the next."""
+        """Predict from the noisy windows ``x`` (B, 3, H, W) at ``t`` (B,); the result holds until the next call."""
 
     def forward(self, x: Tensor, t: Tensor, *told: Tensor) -> Tensor:
         """Prepare and predict at once, as training does, with the tensors of `specs` in their order.
@@ -128,8 +128,8 @@ def architecture(name: str) -> type[Denoiser]:
         return cast(type[Denoiser], entry.load())
     known = [*ARCHITECTURES, *sorted(entry.name for entry in entry_points(group=GROUP))]
     raise ModelError(
-        f"architecture {name!r}: unknown; there are {', '.join(known)}. Another one comes with the package that brought "
-        f"it, as an entry point of {GROUP!r}"
+        f"architecture {name!r}: unknown; there are {', '.join(known)}. Another one comes with the package that "
+        f"brought it, as an entry point of {GROUP!r}"
     )
 
 

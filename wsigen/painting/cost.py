@@ -27,8 +27,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from wsigen.conditions.contract import ConditionBatch
 from wsigen.models.config import ModelConfig
-from wsigen.networks.denoiser import Denoiser
 from wsigen.models.registry import shipped_models
+from wsigen.networks.denoiser import Denoiser
 
 COSTS = Path(__file__).with_name("costs.json")
 SHIPPED_BATCHES = ((64, "bfloat16"), (2, "bfloat16"), (2, "float32"))  # of GPUs, and of CPUs with and without bfloat16
@@ -75,7 +75,9 @@ def _trace(config: ModelConfig, window: int, batch_size: int, dtype: str) -> _Tr
         model = Denoiser.from_config(config).to(kind).eval()
         told = ConditionBatch(
             {
-                spec.name: torch.empty(batch_size, spec.channels, *[window] * (2 * (spec.entry != "vector")), dtype=kind)
+                spec.name: torch.empty(
+                    batch_size, spec.channels, *[window] * (2 * (spec.entry != "vector")), dtype=kind
+                )
                 for spec in model.specs
             }
         )

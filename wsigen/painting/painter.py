@@ -26,17 +26,17 @@ import torch
 from torch import Tensor
 from wsigen_kernels import attention, norm
 
-from wsigen.conditions.contract import ConditionBatch, WindowBatch
 from wsigen.conditions.context import context_tensors, to_uint8
+from wsigen.conditions.contract import ConditionBatch, WindowBatch
 from wsigen.conditions.guidance import PRESENT
 from wsigen.conditions.registry import source_of
 from wsigen.diffusion.noise import coordinate_normals
 from wsigen.diffusion.schedules import NoiseSchedule
 from wsigen.errors import SettingsError
+from wsigen.models.stain import StainStyle
 from wsigen.networks.denoise import denoise, model_sampler
 from wsigen.networks.denoiser import Denoiser
 from wsigen.networks.recorded import Recorded
-from wsigen.models.stain import StainStyle
 from wsigen.painting.rows import RowCheck, Verdict, equal_rows, rows_are_equal
 from wsigen.painting.source import SOURCES, WindowData
 from wsigen.system.cores import available_cores
@@ -92,9 +92,9 @@ class Launched:
 class Painter:
     """Paints batches of at most ``batch_size`` windows with one model. Threads may share it.
 
-    ``model`` lies on ``device`` in ``dtype`` already and is in evaluation mode. ``values`` are of the slide, by the name
-    of the condition, as `Condition.resolve` gives them; that of the stain is ``style``. Raises SettingsError for a sampler or
-    a number of steps that do not exist, or a guidance scale below 0.
+    ``model`` lies on ``device`` in ``dtype`` already and is in evaluation mode. ``values`` are of the slide, by the
+    name of the condition, as `Condition.resolve` gives them; that of the stain is ``style``. Raises SettingsError for a
+    sampler or a number of steps that do not exist, or a guidance scale below 0.
     """
 
     def __init__(
@@ -404,4 +404,3 @@ def triton_version() -> str:
         return version("triton")
     except PackageNotFoundError:
         return "none"
-

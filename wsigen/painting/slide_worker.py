@@ -14,8 +14,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from wsigen.errors import SettingsError, StoreError
 from wsigen.conditions.registry import source_of
+from wsigen.errors import SettingsError, StoreError
 from wsigen.networks.denoiser import Denoiser
 from wsigen.painting.batching import LARGEST_LOAD, Batcher, Load, WorkerThreads
 from wsigen.painting.canvas import CACHE_BYTES, Canvas

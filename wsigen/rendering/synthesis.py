@@ -27,8 +27,7 @@ from wsigen.layouts.regions import layout_of_mask
 from wsigen.masks.slide_mask import SlideMask, write_slide_mask
 from wsigen.masks.window import MaskWindow
 from wsigen.models.config import ModelConfig
-from wsigen.models.registry import weights_sha256
-from wsigen.models.registry import MASK_MODEL, find_model, shipped_models
+from wsigen.models.registry import MASK_MODEL, find_model, shipped_models, weights_sha256
 from wsigen.models.stain import StainStyle
 from wsigen.painting.canvas import Canvas, CanvasPanels
 from wsigen.painting.cluster import Machine

@@ -31,7 +31,7 @@ class Appearance:
     def __call__(self, images: Tensor, generator: torch.Generator) -> Changed:
         """Change ``images`` (B, 3, H, W) in [-1, 1]."""
         settings, batch, device = self.settings, len(images), images.device
-        power = stain_power(self.augment, batch, generator, device)
+        power = stain_power(self.augment, batch, generator)
         images = apply_power((images + 1) * 127.5, power[:, :, None, None]) / 127.5 - 1
         draw = torch.rand((4, batch), generator=generator, device=device)
         blur = draw[0] * (draw[1] < settings.blur)

@@ -5,7 +5,7 @@ Everything is drawn on the device from one generator, so that a step is a functi
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -17,6 +17,7 @@ from wsigen.conditions.guidance import drop_out
 from wsigen.conditions.settings import AugmentSettings, unspoilt
 from wsigen.training.settings import TrainSettings
 
+PLAIN = unspoilt(TrainSettings())
 Begin = Callable[[Crops, torch.Generator], Draft]
 
 
@@ -41,9 +42,7 @@ class TrainingBatch:
 class Corruptor:
     """Draws training batches from crops: ``begin`` makes a draft, to which each condition adds its tensors."""
 
-    def __init__(
-        self, conditions: Sequence[Condition], groups: Groups, begin: Begin, settings: TrainSettings
-    ) -> None:
+    def __init__(self, conditions: Sequence[Condition], groups: Groups, begin: Begin, settings: TrainSettings) -> None:
         self.conditions, self.begin, self.settings = conditions, begin, settings
         self.of_groups = [condition.of_groups(groups) for condition in conditions]
 
@@ -62,9 +61,26 @@ def slide_corruptor(conditions: Sequence[Condition], groups: Groups, settings: T
     return Corruptor(conditions, groups, partial(begin_slide, glass, settings.augment), settings)
 
 
-def plain_corruptor(conditions: Sequence[Condition], groups: Groups, settings: TrainSettings) -> Corruptor:
-    """The same without any of them: conditions as a painter gives them. It draws nothing that shows."""
-    return slide_corruptor(conditions, groups, unspoilt(settings))
+def plain_conditions(
+    conditions: Sequence[Condition],
+    crops: Crops,
+    glass: Tensor,
+    told: Mapping[str, Tensor] = {},
+    groups: Groups | None = None,
+) -> ConditionBatch:
+    """Conditions of crops as a painter gives them: nothing is dropped or spoilt, clear glass is given.
+
+    ``glass`` (B, 3) is the white of each crop in 0..255. ``told`` has tensors that are known already, by the name of
+    the condition; the others are drawn, with what is known of the ``groups`` of the pictures.
+    """
+    whole = torch.ones_like(glass)
+    draft = begin_draft(crops, crops.picture.float(), glass.round(), whole, torch.Generator(glass.device))
+    for condition in conditions:
+        if condition.name in told:
+            draft.told[condition.name] = told[condition.name]
+        else:
+            condition.draw(draft, PLAIN, None if groups is None else condition.of_groups(groups))
+    return drop_out(conditions, draft, 0.0)
 
 
 def begin_slide(glass: Tensor, augment: AugmentSettings, crops: Crops, generator: torch.Generator) -> Draft:

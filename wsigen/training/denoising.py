@@ -17,11 +17,11 @@ from wsigen.diffusion.schedules import NoiseSchedule
 from wsigen.errors import SettingsError
 from wsigen.masks.classes import ClassTable
 from wsigen.models.config import ModelConfig
-from wsigen.networks.denoiser import Denoiser
 from wsigen.models.stain import StyleRange
+from wsigen.networks.denoiser import Denoiser
 from wsigen.training.corrupt import Corruptor, TrainingBatch, slide_corruptor
-from wsigen.training.loop import Trainable, Trainer
 from wsigen.training.data.manifest import Manifest
+from wsigen.training.loop import Trainable, Trainer
 from wsigen.training.patches import PatchBank
 from wsigen.training.settings import TrainSettings
 from wsigen.training.sheet import write_sample_sheet

@@ -15,7 +15,7 @@ import pickle
 import signal
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from importlib import import_module
@@ -54,6 +54,10 @@ class Trainable(nn.Module):
 
     config: Any
     parameter_count: int
+
+    def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
+        """Parameters by how fast they learn: see `_parameter_groups`."""
+        return {"others": list(self.parameters())}
 
     def save_pretrained(self, folder: str | Path, dtype: torch.dtype = torch.float32) -> None:
         """Write configuration and weights."""
@@ -136,7 +140,7 @@ class Trainer(ABC):
         self.average = AveragedModel(self.model, multi_avg_fn=self._average)
         fused = device.type == "cuda"
         self.optimiser = torch.optim.AdamW(
-            _parameter_groups(self.model, settings.modulation_rate),
+            _parameter_groups(self.model.parameter_groups(), settings.modulation_rate),
             settings.learning_rate,
             betas=(0.9, 0.99),
             eps=1e-10,  # gradients of the deepest level are small; 1e-8 would freeze them
@@ -250,18 +254,14 @@ def trainer_for(task: str) -> type[Trainer]:
     return getattr(import_module(module), name)
 
 
-def _parameter_groups(model: nn.Module, modulation_rate: float) -> list[dict[str, Any]]:
-    """Split parameters into those of time and style modulation, which learn slower, and the others.
+def _parameter_groups(parts: Mapping[str, list[nn.Parameter]], modulation_rate: float) -> list[dict[str, Any]]:
+    """Parameters as an optimiser takes them: those of time and style modulation learn slower than the others.
 
     The embedding is nearly the same for every sample, so Adam's steps on the layers that read it add up. At the full
     rate their scales grew to 80 within minutes, residual streams to 2,000, and the deepest level stopped learning.
     """
-    modulation: list[Tensor] = []
-    others: list[Tensor] = []
-    for name, parameter in model.named_parameters():
-        (modulation if ".time." in name or "_mlp." in name else others).append(parameter)
-    groups = [{"params": others, "rate": 1.0}, {"params": modulation, "rate": modulation_rate}]
-    return [group for group in groups if group["params"]]
+    rates = {"modulation": modulation_rate}
+    return [{"params": part, "rate": rates.get(name, 1.0)} for name, part in parts.items() if part]
 
 
 def mean_by_column(losses: Tensor, columns: Tensor, count: int) -> list[float]:

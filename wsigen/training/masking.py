@@ -11,20 +11,20 @@ import numpy as np
 import torch
 
 from wsigen.conditions.contract import Condition, Crops, Draft, Groups
-from wsigen.conditions.density import MARGIN, CUT
+from wsigen.conditions.density import CUT, MARGIN
 from wsigen.conditions.settings import unspoilt
 from wsigen.errors import SettingsError
 from wsigen.layouts.decoding import Decoder
 from wsigen.layouts.mask_code import BLANK, MaskCode
 from wsigen.masks.classes import ClassTable
 from wsigen.models.config import ModelConfig
+from wsigen.models.stain import StainStyle
 from wsigen.networks.denoise import denoise, model_sampler
 from wsigen.networks.denoiser import Denoiser
-from wsigen.models.stain import StainStyle
 from wsigen.training.corrupt import Corruptor, begin_draft
+from wsigen.training.data.manifest import Manifest
 from wsigen.training.denoising import DenoisingTrainer
 from wsigen.training.layouts import MaskBank
-from wsigen.training.data.manifest import Manifest
 from wsigen.training.patches import PatchBank
 from wsigen.training.settings import TrainSettings
 from wsigen.training.sheet import write_png

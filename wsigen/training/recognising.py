@@ -47,8 +47,8 @@ class RecognisingTrainer(Trainer):
     def draw(self, bank: PatchBank, window: int, size: int, generator: torch.Generator) -> DescribedBatch:
         """Draw crops, change their looks, and note what the network should say."""
         crops = bank.sample(window, size, generator)
-        changed = self.appearance(crops.planes[:, :3].float() / 127.5 - 1, generator)
-        count = torch.stack([(crops.planes[:, 3] == index + 1).sum((1, 2)) for index in range(bank.class_count)], 1)
+        changed = self.appearance(crops.picture.float() / 127.5 - 1, generator)
+        count = torch.stack([(crops["classes"] == index + 1).sum((1, 2)) for index in range(bank.class_count)], 1)
         source = crops.group if bank.split == "train" else torch.full_like(crops.group, UNKNOWN_SOURCE)
         return DescribedBatch(
             changed.images,

@@ -16,7 +16,7 @@ from wsigen.networks.measuring import SegmentationNetwork, network_config
 from wsigen.training.appearance import Appearance
 from wsigen.training.data.manifest import Manifest
 from wsigen.training.loop import Trainable, Trainer
-from wsigen.training.patches import PatchBank
+from wsigen.training.patches import DEPTH, PatchBank
 
 DEPTH_WEIGHT = 2.0  # the squared error of depth is a tenth of the cross entropy at the same quality
 
@@ -51,11 +51,11 @@ class SegmentingTrainer(Trainer):
 
     def draw(self, bank: PatchBank, window: int, size: int, generator: torch.Generator) -> LabelledBatch:
         """Draw crops and change their looks; the held-out ones stay as they are."""
-        planes = bank.sample(window, size, generator).planes
-        images = planes[:, :3].float() / 127.5 - 1
+        crops = bank.sample(window, size, generator)
+        images = crops.picture.float() / 127.5 - 1
         if bank.split == "train":
             images = self.appearance(images, generator).images
-        return LabelledBatch(images, planes[:, 3].long(), planes[:, 8].float() / 255)
+        return LabelledBatch(images, crops["classes"].long(), crops[DEPTH].float() / 255)
 
     def losses(self, network: Callable[..., tuple[Tensor, Tensor]], batch: LabelledBatch) -> tuple[Tensor, Tensor]:
         """Three losses a sample, columns in the order of ``columns``."""

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
 
+from wsigen.conditions.settings import AugmentSettings, ConditionSettings, ContextSettings, LayoutSettings
 from wsigen.errors import SettingsError
 from wsigen.system.text_files import read_text
 
@@ -179,6 +180,8 @@ def _fits(value: Any, hint: Any) -> bool:
         return isinstance(value, dict) and all(_fits(entry, get_args(hint)[1]) for entry in value.values())
     if hint is bool:
         return isinstance(value, bool)
+    if hint is Any:
+        return True
     return isinstance(value, (int, float) if hint is float else hint) and not isinstance(value, bool)
 
 

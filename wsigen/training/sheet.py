@@ -12,11 +12,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from wsigen.conditions.context import to_uint8
 from wsigen.diffusion.schedules import NoiseSchedule
-from wsigen.models.conditioned import WindowInputs
-from wsigen.models.conditioning import condition_planes
 from wsigen.networks.denoise import denoise, model_sampler
 from wsigen.networks.denoiser import Denoiser
+from wsigen.training.corrupt import plain_conditions
 from wsigen.training.patches import PatchBank
 
 COLUMNS = 8
@@ -26,21 +26,18 @@ def write_sample_sheet(model: Denoiser, bank: PatchBank, window: int, path: Path
     """Paint COLUMNS fixed crops of ``bank`` and write the sheet as PNG to ``path``."""
     config, device = model.config, bank.device
     crops = bank.sample(window, COLUMNS, torch.Generator(device).manual_seed(7))
-    bytes_ = crops.planes
-    normalised, _, glass = bank.style_tensors(config.style_range)
-    planes = condition_planes(bytes_[:, 3], bytes_[:, 4] & 1, bytes_[:, 5], len(config.classes))
-    known = (bytes_[:, 7:8] > 0).float()
-    white = (glass[crops.group] / 127.5 - 1)[:, :, None, None]
-    inputs = WindowInputs(planes, white * known, known, normalised[crops.group])
+    glass = torch.tensor([style.glass_rgb for style in bank.styles], dtype=torch.float32, device=device)
+    told = plain_conditions(model.conditions, crops, glass[crops.group], groups=bank)
     schedule = NoiseSchedule.from_name(config.schedule, config.schedule_steps)
     sampler = model_sampler(config, schedule, steps)
     noise = torch.randn((COLUMNS, 3, window, window), generator=torch.Generator(device).manual_seed(8), device=device)
     was_training = model.training
     model.eval()
     with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
-        painted = denoise(model, schedule, sampler, inputs, noise, lambda _: torch.randn_like(noise))
+        painted = denoise(model, schedule, sampler, told, noise, lambda _: torch.randn_like(noise))
     model.train(was_training)
-    rows = [_class_colours(bytes_[:, 3], model), bytes_[:, :3], ((painted + 1) * 127.5).round().clamp(0, 255).byte()]
+    pixels = to_uint8(painted).permute(0, 3, 1, 2)
+    rows = [_class_colours(crops["classes"], model), crops.picture, pixels]
     sheet = torch.cat([_row(images) for images in rows], dim=1).permute(1, 2, 0).cpu().numpy()
     write_png(sheet, path)
 

@@ -35,7 +35,7 @@ from wsigen.evaluation.material import PaintOptions, check_window, load_painter
 from wsigen.evaluation.report import Report, Section
 from wsigen.models.config import CONFIG_FILE, ModelConfig
 from wsigen.models.registry import DEFAULT_MODEL, find_model
-from wsigen.models.stain_response import NUMBERS, StainResponse
+from wsigen.models.stain_response import StainResponse
 from wsigen.system.devices import choose_device
 
 LEAST_STYLES = 12  # fewer say nothing of coefficients
@@ -112,7 +112,7 @@ def _fitted(bench: Bench, measured: Measured, held_out: Sequence[Source], report
 
 def _check(settings: StainEvaluation, folder: Path, config: ModelConfig) -> None:
     """Refuse at once what would be refused after the painting."""
-    if config.paints != "slide" or config.unet.style_dim != NUMBERS:
+    if "stain" not in config.conditions:
         raise SettingsError(f"--model {folder}: is told no stain style; name a painter of slides")
     if settings.styles < LEAST_STYLES:
         raise SettingsError(f"--styles {settings.styles}: a response needs {LEAST_STYLES} or more")

@@ -9,14 +9,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from wsigen.conditions.contract import ConditionBatch
 from wsigen.errors import DataError
 from wsigen.evaluation.asked_stain.styles import Masks
-from wsigen.evaluation.material import PaintOptions, crop_inputs, paint_windows
-from wsigen.models.conditioned import WindowInputs
-from wsigen.models.nasdm import NasdmModel
+from wsigen.evaluation.material import PaintOptions, paint_windows
 from wsigen.models.stain import StainStyle, StyleRange, optical_density, tissue_pixels
 from wsigen.models.stain_response import NUMBERS
+from wsigen.networks.denoiser import Denoiser
 from wsigen.system.devices import DeviceChoice
+from wsigen.training.corrupt import plain_conditions
 
 GLASS = StainStyle("").glass_rgb
 Progress = Callable[[str, int, int], None]  # what, done, of how many
@@ -53,7 +54,7 @@ def pooled(sums: np.ndarray) -> np.ndarray:
 class Bench:
     """Paints the masks in styles and measures them; reports what is done."""
 
-    model: NasdmModel
+    model: Denoiser
     masks: Masks
     options: PaintOptions
     choice: DeviceChoice
@@ -66,13 +67,13 @@ class Bench:
 
     def paint(self, told: np.ndarray, which: np.ndarray, glass: Sequence[int] = GLASS) -> np.ndarray:
         """Paint windows numbered ``which`` with the network told (6,): (n, W, W, 3) uint8."""
-        device = self.masks.crops.device
+        device = self.masks.crops.planes.device
         style = torch.from_numpy(np.asarray(told, np.float32)).to(device)
         white = torch.tensor(glass, dtype=torch.float32, device=device)
 
-        def inputs(part: Tensor) -> WindowInputs:
-            each = (row.expand(len(part), -1) for row in (style, white))
-            return crop_inputs(self.model.config, self.masks.crops[part], *each)
+        def inputs(part: Tensor) -> ConditionBatch:
+            stain, glass = (row.expand(len(part), -1) for row in (style, white))
+            return plain_conditions(self.model.conditions, self.masks.crops.part(part), glass, {"stain": stain})
 
         numbers = torch.from_numpy(which).to(device)
         return paint_windows(self.model, inputs, numbers, self.options, self.choice)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-import torch
 
 from wsigen.evaluation.asked_stain.fitting import Asked, Candidate, Measured, root_mean_square, slopes
 from wsigen.evaluation.asked_stain.painting import Bench, density_sums, pooled
@@ -23,7 +22,7 @@ def setup(masks: Masks, sources: Sequence[Source], styles: int) -> Section:
     row = {
         "windows": len(masks.sources),
         "of held-out images": int(masks.held_out.sum()),
-        "side, px": masks.crops.shape[-1],
+        "side, px": masks.crops.planes.shape[-1],
         "source images of windows": len(set(masks.sources.tolist())),
         "held-out styles": sum(source.held_out for source in sources),
         "styles, first round": styles,
@@ -60,7 +59,7 @@ def content(measured: Measured) -> Section:
         if not measured.sums[:, own, 0].sum(axis=1).all():
             continue  # masks of glass alone
         offsets.append((measured.painted(own) - everything).mean(axis=0))
-        classes = masks.crops[torch.from_numpy(own).to(masks.crops.device), 3]
+        classes = masks.crops.part(own)["classes"]
         share = float((classes > 0).float().mean())
         rows.append(
             {"masks of": name, "windows": int(own.sum()), "nuclei": share} | dict(zip(STYLE_NUMBERS, offsets[-1]))
@@ -116,7 +115,7 @@ def own_masks(found: Asked, masks: Masks) -> Section:
     values: list[list[np.ndarray]] = [[], [], []]
     for index, name in enumerate(found.names):
         own = np.flatnonzero(~masks.without(name))
-        crops = masks.crops[torch.from_numpy(own).to(masks.crops.device), :3].permute(0, 2, 3, 1).cpu().numpy()
+        crops = masks.crops.part(own).picture.permute(0, 2, 3, 1).cpu().numpy()
         kinds = (density_sums(crops), found.before[index, own], found.after[index, own])
         if all(sums[:, 0].any() for sums in kinds):  # windows with tissue
             for kept, sums in zip(values, kinds, strict=True):
@@ -156,14 +155,14 @@ def one_by_one(bench: Bench, sources: Sequence[Source], found: Asked, report: Re
 def _shown(bench: Bench, sources: Sequence[Source], told: np.ndarray, windows: np.ndarray) -> np.ndarray:
     """Real windows of sources; below them one mask in the style of each, without the response and with it."""
     masks = bench.masks
-    size = masks.crops.shape[-1]
-    cells = (masks.crops[:, 3] > 0).float().mean(dim=(1, 2)).cpu().numpy()[windows]
+    size = masks.crops.planes.shape[-1]
+    cells = (masks.crops["classes"] > 0).float().mean(dim=(1, 2)).cpu().numpy()[windows]
     one = windows[[int(np.argsort(cells)[len(cells) // 2])]]
     real, before, after = [], [], []
     for source, row in list(zip(sources, told, strict=True))[:SHOWN]:
         own = np.flatnonzero(masks.sources == source.name)
         blank = np.full((size, size, 3), 255, np.uint8)
-        real.append(masks.crops[int(own[0]), :3].permute(1, 2, 0).cpu().numpy() if len(own) else blank)
+        real.append(masks.crops.picture[int(own[0])].permute(1, 2, 0).cpu().numpy() if len(own) else blank)
         plain = bench.range.normalise(np.array(source.style.vector))
         before.append(bench.paint(plain, one, source.style.glass_rgb)[0])
         after.append(bench.paint(row, one, source.style.glass_rgb)[0])

@@ -11,13 +11,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
 
+from wsigen.conditions.contract import Crops
 from wsigen.errors import DataError
 from wsigen.models.config import ModelConfig
 from wsigen.models.stain import StainStyle
 from wsigen.models.stain_response import NUMBERS
-from wsigen.training import manifest as folder_format
+from wsigen.training.data import manifest as folder_format
 from wsigen.training.patches import PatchBank
 from wsigen.training.settings import TrainSettings
 
@@ -28,7 +28,7 @@ SPREAD = 0.15  # variance that designed styles have in every direction, beside w
 class Masks:
     """Windows whose masks are painted."""
 
-    crops: Tensor  # (N, 8, W, W) uint8, see PatchBank
+    crops: Crops
     sources: np.ndarray  # (N,) names of their source images
     held_out: np.ndarray  # (N,) bool: of the validation side
 
@@ -62,14 +62,20 @@ def read_masks(data: Path, count: int, window: int, device: torch.device) -> tup
         sources += [Source(name, style, side == "val") for name, style in pairs if name in drawn]
         for name, places in _places(bank, window, drawn, count // len(sides)):
             image, x, y = (torch.from_numpy(column).to(device) for column in places)
-            crops.append(bank.cut(image, x, y, window, torch.zeros_like(image)).planes)
+            crops.append(bank.cut(image, x, y, window, torch.zeros_like(image)))
             names += [name] * len(image)
             held_out += [side == "val"] * len(image)
     if not any(held_out):
         raise DataError(f"{data}: no held-out picture holds a window of {window} px; take a smaller --window")
     if len(set(names)) < 2:
         raise DataError(f"{data}: one source image alone holds windows of {window} px; a fit needs two or more")
-    return Masks(torch.cat(crops), np.array(names), np.array(held_out)), sources
+    return Masks(_joined(crops), np.array(names), np.array(held_out)), sources
+
+
+def _joined(parts: Sequence[Crops]) -> Crops:
+    """Crops of several banks as one; their groups are of their banks and mean nothing any more."""
+    planes, group = (torch.cat(list(tensors)) for tensors in zip(*((part.planes, part.group) for part in parts)))
+    return Crops(planes, parts[0].names, torch.zeros_like(group))
 
 
 def _places(bank: PatchBank, window: int, drawn: set[str], wanted: int) -> list[tuple[str, list[np.ndarray]]]:

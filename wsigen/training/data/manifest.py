@@ -10,7 +10,8 @@ training machine needs neither library in particular.
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 
@@ -42,6 +43,7 @@ class TrainingImage:
     width: int  # px
     height: int  # px
     label_quality: Literal["manual", "machine"]  # who drew the labels
+    facts: Mapping[str, str] = field(default_factory=dict)  # what else is known of the slide, such as its organ
 
 
 @dataclass(frozen=True)
@@ -109,9 +111,12 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 
 def _parse(path: Path, data: dict[str, Any]) -> Manifest:
-    names = {field.name for field in fields(TrainingImage)}
+    names = {entry.name for entry in fields(TrainingImage)} - {"facts"}
     try:
-        images = tuple(TrainingImage(**{key: item[key] for key in names}) for item in data["images"])
+        images = tuple(
+            TrainingImage(**{key: item[key] for key in names}, facts=dict(item.get("facts", {})))
+            for item in data["images"]
+        )
         classes = tuple({key: item[key] for key in ("index", "name", "colour")} for item in data["classes"])
         return Manifest(float(data["mpp"]), classes, images)
     except (KeyError, TypeError, ValueError) as error:
