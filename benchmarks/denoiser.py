@@ -5,8 +5,8 @@ training, and with the maps of an earlier call, as in painting (see UNet.spade_c
 matmul of random data on the same device in the same run: data sheets quote clocks that no machine holds.
 
 Variants: ``eager`` and ``compiled`` (torch.compile, dynamic=False) use torch alone; ``ours`` the Triton kernels, in as
-few passes as they allow (wsigen.networks.unet_fused); ``ours+compiled`` lets torch.compile fuse what is left between them;
-``auto`` is what this machine would choose. On a GPU every variant is replayed from a CUDA graph.
+few passes as they allow (wsigen.networks.unet_fused); ``ours+compiled`` lets torch.compile fuse what is left between
+them; ``auto`` is what this machine would choose. On a GPU every variant is replayed from a CUDA graph.
 
     python benchmarks/denoiser.py --model preset:nasdm-colon-20x --device cuda --batch 64 --variant all
     python benchmarks/denoiser.py --device cuda --batch 64 --variant all --quick

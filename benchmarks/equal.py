@@ -35,7 +35,7 @@ from engine import demo_mask
 import wsigen
 from wsigen.painting.canvas import Canvas
 from wsigen.painting.grid import Rectangle
-from wsigen.rendering.plan import canvas_beside
+from wsigen.rendering.stage import canvas_beside
 
 TILE = 64
 BAND = 1024  # rows that are compared at a time

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from functools import cache
 from importlib import resources
 from importlib.resources.abc import Traversable
@@ -55,6 +55,7 @@ class RenderKeywords(TypedDict, total=False):
     format: str | None
     labels: str | None
     patient_id: str
+    conditions: Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -81,11 +82,13 @@ class RenderSettings:
     format: str | None = None  # of the slide, see slides/formats.py; None: by the ending of its name, else svs
     labels: str | None = None  # format of the ground truth beside the slide, see masks/exporters; None: none
     patient_id: str = ""  # in DICOM; "": from what painted the slide
+    # Values of conditions that have no setting of their own, by name: see wsigen.conditions.
+    conditions: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
     def from_keywords(cls, keywords: Mapping[str, Any]) -> RenderSettings:
         """Settings of keyword arguments; SettingsError for one that does not exist, with the nearest that does."""
-        known = [field.name for field in fields(cls)]
+        known = [entry.name for entry in fields(cls)]
         for name in keywords:
             if name not in known:
                 near = difflib.get_close_matches(name, known, 1)

@@ -27,7 +27,8 @@ from wsigen.painting.canvas import Canvas
 from wsigen.painting.painter import Painter, WindowJob
 from wsigen.painting.rows import rows_are_equal
 from wsigen.painting.slide_worker import load_model, make_painter
-from wsigen.rendering.plan import canvas_beside, plan_render
+from wsigen.rendering.plan import plan_render
+from wsigen.rendering.stage import canvas_beside
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 

@@ -14,10 +14,46 @@ import click
 from wsigen.cli.options import STOPPED
 
 if TYPE_CHECKING:
+    from rich.progress import Progress as Bars
+
     from wsigen.painting.scheduler import Progress
     from wsigen.rendering.many import SlideEntry
     from wsigen.rendering.plan import RenderPlan
     from wsigen.rendering.synthesis import MaskPlan
+
+
+class Stage:
+    """Bars of one stage; ``name`` tells it from the others of a slide."""
+
+    def __init__(self, display: Display, name: str = "") -> None:
+        self.display, self.name = display, f" {name}" if name else ""
+        self.plan: RenderPlan | MaskPlan | None = None
+        self.painting: Any = None
+        self.encoding: Any = None
+
+    def on_plan(self, plan: RenderPlan | MaskPlan) -> None:
+        """Print what is about to happen."""
+        self.plan = plan
+        self.display.begin(plan)
+
+    def on_paint(self, progress: Progress) -> None:
+        """Move the bar of windows."""
+        bars = self.display.moving()
+        if self.painting is None:
+            label = f"painting{self.name}"
+            self.painting = bars.add_task(label, total=progress.total, speed="", completed=progress.resumed)
+            bars.start()
+        elapsed = bars.tasks[self.painting].elapsed or 0.0
+        speed = f"{progress.painted / elapsed:.1f} windows/s" if elapsed > 0 and progress.painted else ""
+        bars.update(self.painting, completed=progress.done, speed=speed)
+
+    def on_rows(self, rows: int) -> None:
+        """Move the bar of rows that are written."""
+        bars = self.display.moving()
+        assert self.plan is not None
+        if self.encoding is None:
+            self.encoding = bars.add_task(f"encoding{self.name}", total=self.plan.height, speed="rows")
+        bars.update(self.encoding, completed=rows)
 
 
 class Display:
@@ -25,11 +61,10 @@ class Display:
 
     def __init__(self) -> None:
         from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
-        from rich.progress import Progress as Bars
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
         self.console = Console(stderr=True, highlight=False, soft_wrap=True)
-        self.bars = Bars(
+        self.bars: Bars = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
             MofNCompleteColumn(),
@@ -37,38 +72,29 @@ class Display:
             TimeRemainingColumn(),
             console=self.console,
         )
-        self.plan: RenderPlan | MaskPlan | None = None
         self.kept: Path | None = None  # what an interrupted run leaves
         self.interrupted = False
         self.on_check: Callable[[Any], None] = lambda plan: None
-        self.painting: Any = None
-        self.encoding: Any = None
+        self.stages: list[Stage] = []
+        self.slides: Any = None
+        self.windows: Any = None
 
-    def on_plan(self, plan: RenderPlan | MaskPlan) -> None:
-        """Print what is about to happen, and begin new bars."""
-        self.plan, self.kept = plan, plan.canvas
-        self.painting = self.encoding = None
+    def stage(self, name: str = "") -> Stage:
+        """Bars of one more stage."""
+        self.stages.append(Stage(self, name))
+        return self.stages[-1]
+
+    def begin(self, plan: RenderPlan | MaskPlan) -> None:
+        """Print what a plan is about to do."""
+        self.kept = self.kept or plan.canvas
         for line in plan.describe():
             self.console.print(line, markup=False)
         self.on_check(plan)
 
-    def on_paint(self, progress: Progress) -> None:
-        """Move the bar of windows."""
+    def moving(self) -> Bars:
+        """The bars, to be moved; raises KeyboardInterrupt after Ctrl-C."""
         self._raise_if_interrupted()
-        if self.painting is None:
-            self.painting = self.bars.add_task("painting", total=progress.total, speed="", completed=progress.resumed)
-            self.bars.start()
-        elapsed = self.bars.tasks[self.painting].elapsed or 0.0
-        speed = f"{progress.painted / elapsed:.1f} windows/s" if elapsed > 0 and progress.painted else ""
-        self.bars.update(self.painting, completed=progress.done, speed=speed)
-
-    def on_rows(self, rows: int) -> None:
-        """Move the bar of encoded rows."""
-        self._raise_if_interrupted()
-        assert self.plan is not None
-        if self.encoding is None:
-            self.encoding = self.bars.add_task("encoding", total=self.plan.height, speed="rows")
-        self.bars.update(self.encoding, completed=rows)
+        return self.bars
 
     def on_plan_of_many(self, plan: RenderPlan) -> None:
         """Print which slide of a series begins."""
@@ -79,27 +105,28 @@ class Display:
 
     def on_slide(self, entry: SlideEntry, ended: int, total: int) -> None:
         """Move the bar of slides."""
-        self._raise_if_interrupted()
+        bars = self.moving()
         self.console.print(f"{entry.slide}: {entry.status} {entry.error}".rstrip(), markup=False)
-        if self.encoding is None:
-            self.encoding = self.bars.add_task("slides", total=total, speed="")
-            self.bars.start()
-        self.bars.update(self.encoding, completed=ended)
+        if self.slides is None:
+            self.slides = bars.add_task("slides", total=total, speed="")
+            bars.start()
+        bars.update(self.slides, completed=ended)
 
     def on_windows(self, windows: int) -> None:
         """Count windows of a series."""
-        self._raise_if_interrupted()
-        if self.painting is None:
-            self.painting = self.bars.add_task("windows", total=None, speed="")
-            self.bars.start()
-        self.bars.update(self.painting, completed=windows)
+        bars = self.moving()
+        if self.windows is None:
+            self.windows = bars.add_task("windows", total=None, speed="")
+            bars.start()
+        bars.update(self.windows, completed=windows)
 
     def on_signal(self, _signal: int, _frame: object) -> None:
         """Ctrl-C: at once while nothing is painted, or the second time; else at the next report, a moment later.
 
         An exception from a signal handler is lost where it meets a destructor or a callback: the render would go on.
         """
-        painting, again = self.painting is not None, self.interrupted
+        painting = self.windows is not None or any(stage.painting is not None for stage in self.stages)
+        again = self.interrupted
         self.interrupted = True
         if again or not painting:
             raise KeyboardInterrupt

@@ -13,7 +13,7 @@ from click.core import ParameterSource
 
 from wsigen.choices import AUTO, DEVICES, DTYPES, LABEL_FORMATS, SAMPLERS, SLIDE_FORMATS
 from wsigen.cli.display import progress_display
-from wsigen.cli.options import PATH
+from wsigen.cli.options import PATH, condition_option
 from wsigen.errors import SettingsError
 
 if TYPE_CHECKING:
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 @click.option("--plan", "only_plan", is_flag=True, help="Say what would be done and what it needs; touch nothing.")
 @click.option("--model", default="", help="Name of a shipped model, or folder of one.")
 @click.option("--style", help="Stain: a style's name (wsigen models), or a picture or slide to measure.")
+@condition_option
 @click.option("--styles", help="Paint every mask in each of these styles: all, or names with commas.")
 @click.option("--seed", type=int, help="Same seed, same slide. [default: 0]")
 @click.option("--seeds", help="Paint every mask with each of these seeds: 0-9, or numbers with commas.")
@@ -128,7 +129,8 @@ def _render_one(
         return
     with progress_display() as display:
         display.on_check = check
-        reports: dict[str, Any] = {"on_plan": display.on_plan, "on_paint": display.on_paint, "on_rows": display.on_rows}
+        stage = display.stage()
+        reports: dict[str, Any] = {"on_plan": stage.on_plan, "on_paint": stage.on_paint, "on_rows": stage.on_rows}
         result = run(mask, out, **acts, **reports, **options)
     _report(result)
     if timings:

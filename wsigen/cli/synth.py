@@ -11,7 +11,7 @@ import click
 
 from wsigen.choices import AUTO, DEVICES, DTYPES, LAYOUT_PRESETS
 from wsigen.cli.display import progress_display
-from wsigen.cli.options import PATH
+from wsigen.cli.options import PATH, condition_option
 from wsigen.errors import SettingsError
 
 if TYPE_CHECKING:
@@ -78,6 +78,7 @@ def sample(
     from wsigen.rendering.synthesis import sample_mask
 
     with progress_display() as display:
+        stage = display.stage()
         result = sample_mask(
             out,
             request,
@@ -85,9 +86,9 @@ def sample(
             overwrite=overwrite,
             resume=resume,
             keep_canvas=keep_canvas,
-            on_plan=display.on_plan,
-            on_paint=display.on_paint,
-            on_rows=display.on_rows,
+            on_plan=stage.on_plan,
+            on_paint=stage.on_paint,
+            on_rows=stage.on_rows,
         )
     _report(result)
     click.echo(f"next: wsigen render {result.mask}")
@@ -129,6 +130,7 @@ def layout(
 @click.option("--model", default="", help="Name of a shipped painter, or folder of one.")
 @click.option("--steps", type=click.IntRange(1, 1000), help="Denoising steps of the slide. [default: its model's]")
 @click.option("--style", help="Stain: a style's name (wsigen models), or a picture or slide to measure.")
+@condition_option
 @_machine_options
 def synth(
     out: Path,
@@ -144,6 +146,7 @@ def synth(
     from wsigen.rendering.synthesis import synthesise
 
     with progress_display() as display:
+        mask, slide = display.stage("the mask"), display.stage("the slide")
         result = synthesise(
             out,
             request,
@@ -152,17 +155,17 @@ def synth(
             mask_steps=mask_steps,
             overwrite=overwrite,
             resume=resume,
-            on_mask_plan=display.on_plan,
-            on_mask=display.on_paint,
-            on_mask_rows=display.on_rows,
-            on_plan=display.on_plan,
-            on_paint=display.on_paint,
-            on_rows=display.on_rows,
+            on_mask_plan=mask.on_plan,
+            on_mask=mask.on_paint,
+            on_mask_rows=mask.on_rows,
+            on_plan=slide.on_plan,
+            on_paint=slide.on_paint,
+            on_rows=slide.on_rows,
         )
     _report(result.mask)
-    slide = result.slide
-    click.echo(f"wrote {slide.slide}: {slide.width:,} x {slide.height:,} px in {slide.seconds:.0f} s")
-    click.echo(f"next: open {slide.slide} in QuPath or any OpenSlide viewer; wsigen info {slide.slide}")
+    painted = result.slide
+    click.echo(f"wrote {painted.slide}: {painted.width:,} x {painted.height:,} px in {painted.seconds:.0f} s")
+    click.echo(f"next: open {painted.slide} in QuPath or any OpenSlide viewer; wsigen info {painted.slide}")
 
 
 def _request(source: str, size: str | None, seed: int, more: tuple[str, ...]) -> LayoutRequest:

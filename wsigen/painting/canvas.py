@@ -298,13 +298,16 @@ class CanvasPanels:
     """Reads a finished canvas for a writer of panels: ``panels(x, y, width, height)`` -> uint8 (height, width, 3).
 
     ``region`` is what is read, (x, y) count from its corner. Panels of clear glass are told by their files and take
-    neither time nor memory. Threads may share it. Raises StoreError where the canvas is not finished.
+    neither time nor memory; ``cached`` serves panels of any size. Threads may share it. Raises StoreError where the
+    canvas is not finished.
     """
 
-    def __init__(self, canvas: Canvas, glass_rgb: Sequence[int], region: Rectangle | None = None) -> None:
+    def __init__(
+        self, canvas: Canvas, glass_rgb: Sequence[int], region: Rectangle | None = None, cached: bool = False
+    ) -> None:
         # A panel of the usual size holds whole chunks; without bands each of them is read once and needs no cache.
         side, blend = self.side_of(canvas.grid), canvas.grid.blend
-        whole = region is None and not blend and side % canvas.layout.pixels == 0
+        whole = not cached and region is None and not blend and side % canvas.layout.pixels == 0
         self._canvas = Canvas(canvas.path, canvas.layout, canvas.run, 0 if whole else PANEL_CACHE_BYTES)
         self._glass_rgb = tuple(glass_rgb)
         self.region = region or Rectangle(0, 0, canvas.grid.width, canvas.grid.height)

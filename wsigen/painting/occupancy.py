@@ -7,19 +7,43 @@ such windows is written without reading the mask; one that it names may still tu
 from __future__ import annotations
 
 import math
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
 from wsigen.layouts.layout import Layout, cells_of, first_cell
 from wsigen.masks.conditions import GLASS_DEPTH, UNKNOWN_WITHIN_UM
 from wsigen.masks.occupancy import Occupancy
-from wsigen.masks.slide_mask import MaskSource
 from wsigen.masks.summary import MaskSummary
 from wsigen.painting.canvas import Chunk
 from wsigen.painting.grid import COLOURS, Axis, BlockGrid, Colour, WindowGrid
 
 
-def window_occupancy(grid: WindowGrid, mask: MaskSource, summary: MaskSummary, mpp: float) -> np.ndarray:
+class MaskShape(NamedTuple):
+    """What decides how far around a window its mask matters: the slide's sides in px, and whether it has tissue."""
+
+    width: int
+    height: int
+    has_tissue: bool
+
+
+class Shaped(Protocol):
+    """A mask at the slide's scale, or its `MaskShape`."""
+
+    @property
+    def width(self) -> int:
+        """Of the slide, px."""
+
+    @property
+    def height(self) -> int:
+        """Of the slide, px."""
+
+    @property
+    def has_tissue(self) -> bool:
+        """Whether the mask has a tissue plane."""
+
+
+def window_occupancy(grid: WindowGrid, mask: Shaped, summary: MaskSummary, mpp: float) -> np.ndarray:
     """Windows that may need the model: bool (rows, columns) of the grid. ``summary`` is of the mask's own file."""
     if summary.occupancy is None:
         return np.ones((grid.rows, grid.columns), bool)
@@ -29,7 +53,7 @@ def window_occupancy(grid: WindowGrid, mask: MaskSource, summary: MaskSummary, m
     return summary.occupancy.touched(columns, rows)
 
 
-def changed_windows(grid: WindowGrid, mask: MaskSource, changed: Occupancy, mpp: float) -> np.ndarray:
+def changed_windows(grid: WindowGrid, mask: Shaped, changed: Occupancy, mpp: float) -> np.ndarray:
     """Windows whose pixels may differ once a mask has changed in some cells: bool (rows, columns) of the grid.
 
     A window follows from the mask within it and a halo, and from the windows that it sees. ``changed`` is in pixels of
@@ -55,22 +79,22 @@ def _extent(axis: Axis, i: int) -> tuple[int, int]:
     return axis.origin(i), axis.origin(i) + axis.window
 
 
-def survey_layout(grid: WindowGrid, layout: Layout) -> np.ndarray:
-    """Windows that may need a mask model: bool (rows, columns) of the grid."""
+def layout_occupancy(grid: WindowGrid, layout: Layout, halo: int = 0) -> np.ndarray:
+    """Windows where a layout has more than glass, within ``halo`` px of them: bool (rows, columns) of the grid."""
     glass = layout.planes[len(layout.classes)] == 255
     sums = np.zeros((glass.shape[0] + 1, glass.shape[1] + 1), np.int64)
     sums[1:, 1:] = (~glass).cumsum(0).cumsum(1)
     (top, bottom), (left, right) = (
-        _cell_spans(axis, size) for axis, size in ((grid.y_axis, glass.shape[0]), (grid.x_axis, glass.shape[1]))
+        _cell_spans(axis, size, halo) for axis, size in ((grid.y_axis, glass.shape[0]), (grid.x_axis, glass.shape[1]))
     )
     corner = sums[bottom][:, right] - sums[top][:, right] - sums[bottom][:, left] + sums[top][:, left]
     return corner > 0
 
 
-def _cell_spans(axis: Axis, size: int) -> tuple[np.ndarray, np.ndarray]:
+def _cell_spans(axis: Axis, size: int, halo: int) -> tuple[np.ndarray, np.ndarray]:
     """Cells [first, last) that decide each window of an axis."""
-    first = np.array([first_cell(axis.origin(i)) for i in range(axis.count)])
-    last = np.clip(first + cells_of(axis.window) - 1, 0, size - 1) + 1
+    first = np.array([first_cell(axis.origin(i) - halo) for i in range(axis.count)])
+    last = np.clip(first + cells_of(axis.window + 2 * halo) - 1, 0, size - 1) + 1
     return np.clip(first, 0, size - 1), last
 
 

@@ -4,7 +4,8 @@ A task waits for exactly those tasks whose pixels its windows see: earlier stage
 the right and below. It reads them from the canvas and writes its own chunks whole, so that it may be repeated, on any
 machine, at any time, with the same result; nothing but counts travels between processes. A few tasks a worker are in
 flight; they are handed out by rows of blocks, so that a slide is finished from the top and can be encoded meanwhile.
-Several slides may be under way: the next one fills the workers that the end of one leaves idle.
+Several slides may be under way: the next one fills the workers that the end of one leaves idle. So may be stages of one
+slide, each on a canvas of its own: a task also waits for the chunks of the stage below that its windows follow from.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ import numpy as np
 from wsigen.errors import ClusterError
 from wsigen.painting.canvas import Canvas
 from wsigen.painting.cluster import Executor, open_executor
-from wsigen.painting.grid import BlockGrid, Rectangle, WindowGrid, block_windows
+from wsigen.painting.grid import BlockGrid, Rectangle, WindowGrid, block_windows, bounding
 from wsigen.painting.process_worker import Job
 from wsigen.painting.slide_worker import TaskResult, lanes_for
 from wsigen.painting.spec import PaintSpec
@@ -98,6 +99,30 @@ def paint_canvas(
     return run.progress
 
 
+@dataclass(frozen=True)
+class Below:
+    """The stage that a run is painted from, on another canvas: a task waits for what its windows see of it.
+
+    ``seen``: the part of the stage below, in its pixels, that a part of the slide follows from. ``run`` is added to the
+    scheduler before the run that it is below of.
+    """
+
+    run: Run
+    seen: Callable[[Rectangle], Rectangle]
+
+    def tasks_for(self, canvas: Canvas, task: Task) -> set[Task]:
+        """Tasks of the stage below, of those that have not ended, that a task of ``canvas`` waits for."""
+        layout, below = canvas.layout, self.run.canvas.layout
+        found = set()
+        for chunk in task.chunks:
+            part = self.seen(bounding([layout.grid.extent(window) for window in layout.windows(*chunk)]))
+            for window in below.grid.windows(part):
+                writer = self.run.writers.get((below.block_of(window), window.colour))
+                if writer is not None:
+                    found.add(writer)
+        return found
+
+
 class Run:
     """One canvas on its way to be finished. ``error`` is set when a task fails for good."""
 
@@ -109,8 +134,9 @@ class Run:
         region: Rectangle | None = None,
         occupied: np.ndarray | None = None,
         on_progress: OnProgress = lambda progress: None,
+        below: Below | None = None,
     ) -> None:
-        self.canvas, self.spec, self.on_progress = canvas, spec, on_progress
+        self.canvas, self.spec, self.on_progress, self.below = canvas, spec, on_progress, below
         self.job = Job.of(canvas, spec)
         self.plan = make_plan(canvas, region, occupied, spec.batch_size)
         self.error: BaseException | None = None
@@ -118,6 +144,9 @@ class Run:
         self.work = TaskResult()
         self._write_blank()
         self._whole = region is None
+        self.writers = {
+            chunk: task for task in self.plan.tasks for chunk in task.chunks
+        }  # of those that have not ended
         self._open = len(self.plan.tasks)
         self._open_in_row = [0] * (canvas.layout.rows + 1)
         for task in self.plan.tasks:
@@ -135,6 +164,8 @@ class Run:
         """Count a task."""
         self.work += result
         self._open -= 1
+        for chunk in task.chunks:
+            del self.writers[chunk]
         self._open_in_row[task.chunks[0][0].q] -= 1
 
     def report(self, ended: Task | None, executor: Executor | None = None) -> None:
@@ -179,9 +210,18 @@ class TaskScheduler:
         return len(self._running) + len(self._ready) < self.executor.capacity
 
     def add(self, run: Run) -> None:
-        """Take a run up, after those that were added before. Lets every process open the slide first."""
+        """Take a run up, after those that were added before. Lets every process open the slide first.
+
+        A run with a stage below waits for it task by task.
+        """
         run.ways = self.executor.prepare(run.job)
         waits = _Waits(len(self._runs), run)
+        if run.below is not None:
+            below = next(other for other in self._runs if other.run is run.below.run)
+            for task in run.plan.tasks:
+                for source in run.below.tasks_for(run.canvas, task):
+                    waits.wait_for(task)
+                    below.above.setdefault(source, []).append((waits, task))
         for rank in waits.ready:
             heapq.heappush(self._ready, (waits.number, rank))
         self._runs.append(waits)
@@ -226,30 +266,41 @@ class TaskScheduler:
             run.error = error
         else:
             run.ended(task, result)
-            for rank in waits.released_by(task):
-                heapq.heappush(self._ready, (waits.number, rank))
+            for other, rank in waits.released_by(task):
+                heapq.heappush(self._ready, (other.number, rank))
             run.report(task, self.executor)
 
 
 class _Waits:
-    """Which tasks of a run become ready when one ends."""
+    """Which tasks of a run become ready when one ends. ``above``: tasks of other runs that wait for those of this."""
 
     def __init__(self, number: int, run: Run) -> None:
         self.number, self.run = number, run
+        self.above: dict[Task, list[tuple[_Waits, Task]]] = {}
         plan = run.plan
         self._rank = {task: rank for rank, task in enumerate(plan.tasks)}
         self._open = [len(plan.waits_for[task]) for task in plan.tasks]
-        self._successors: dict[Task, list[int]] = {}
+        self._successors: dict[Task, list[Task]] = {}
         for task, sources in plan.waits_for.items():
             for source in sources:
-                self._successors.setdefault(source, []).append(self._rank[task])
-        self.ready = [rank for rank, count in enumerate(self._open) if not count]
+                self._successors.setdefault(source, []).append(task)
 
-    def released_by(self, task: Task) -> list[int]:
-        """Ranks of the tasks that waited for this one last."""
+    @property
+    def ready(self) -> list[int]:
+        """Ranks of the tasks that wait for nothing."""
+        return [rank for rank, count in enumerate(self._open) if not count]
+
+    def wait_for(self, task: Task) -> None:
+        """Let a task of this run wait for one more."""
+        self._open[self._rank[task]] += 1
+
+    def released_by(self, ended: Task) -> list[tuple[_Waits, int]]:
+        """Tasks, by run and rank, that waited for this one last."""
+        own = [(self, task) for task in self._successors.pop(ended, ())]
         released = []
-        for rank in self._successors.pop(task, ()):
-            self._open[rank] -= 1
-            if not self._open[rank]:
-                released.append(rank)
+        for waits, task in (*own, *self.above.pop(ended, ())):
+            rank = waits._rank[task]
+            waits._open[rank] -= 1
+            if not waits._open[rank]:
+                released.append((waits, rank))
         return released

@@ -6,18 +6,25 @@ name it in SOURCES.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Protocol, Self
 
 import numpy as np
 
+from wsigen.errors import StoreError
+from wsigen.layouts.decoded import DecodedMask
+from wsigen.layouts.decoding import Decoder
 from wsigen.layouts.layout import REGIONS, Layout, LayoutWindow, cells_of
+from wsigen.layouts.mask_code import BLANK, MaskCode
 from wsigen.masks.conditions import HALO, Surroundings, read_surroundings
 from wsigen.masks.slide_mask import SlideMask, resampled_to
 from wsigen.models.config import ModelConfig
-from wsigen.painting.canvas import CACHE_BYTES
+from wsigen.painting.canvas import CACHE_BYTES, Canvas, CanvasPanels, write_json
 from wsigen.painting.grid import Rectangle, bounding
+
+STAGE_FILE = "stage.json"
 
 
 class WindowData(Protocol):
@@ -55,17 +62,19 @@ class Source(Protocol):
         """Let the file go."""
 
 
-class MaskSource:
+class MaskWindows:
     """A mask of nuclei, at the painted scale; gives "classes", "labels" and "tissue": see `Surroundings`."""
 
-    def __init__(self, mask: SlideMask, mpp: float) -> None:
+    def __init__(self, mask: SlideMask | DecodedMask, mpp: float) -> None:
         self.mask, self.mpp = mask, mpp
         self._scaled = resampled_to(mask, mpp)
         self.width, self.height = self._scaled.width, self._scaled.height
 
     @classmethod
     def open(cls, path: str | Path, config: ModelConfig, mpp: float, cache_bytes: int = CACHE_BYTES) -> Self:
-        """Open a mask file; MaskError says what is wrong with it."""
+        """Open a mask file, or the canvas of a stage that paints one; MaskError says what is wrong with it."""
+        if Path(path).is_dir():
+            return cls(open_painted_mask(Path(path), cache_bytes), mpp)
         return cls(SlideMask.open(path, len(config.classes), cache_bytes), mpp)
 
     @classmethod
@@ -88,7 +97,7 @@ class MaskSource:
         self.mask.close()
 
 
-class DensitySource:
+class DensityWindows:
     """A layout; gives "cells": see `LayoutWindow`."""
 
     def __init__(self, layout: Layout) -> None:
@@ -114,4 +123,20 @@ class DensitySource:
         """Let the file go."""
 
 
-SOURCES: Mapping[str, type[Source]] = {"mask": MaskSource, "density": DensitySource}
+def open_painted_mask(canvas: Path, cache_bytes: int = CACHE_BYTES) -> DecodedMask:
+    """The mask that a stage paints on a canvas, decoded where it is read. ``canvas`` says so: see `note_stage`."""
+    try:
+        stage = json.loads((canvas / STAGE_FILE).read_text(encoding="utf-8"))
+        layout, config = Layout.open(stage["layout"]), ModelConfig.load(Path(stage["model"]))
+    except (OSError, ValueError, KeyError) as error:
+        raise StoreError(f"{canvas}: not the canvas of a mask that is painted ({error}); start the run anew") from error
+    panels = CanvasPanels(Canvas.open(canvas, cache_bytes), BLANK, cached=True)
+    return DecodedMask(canvas, panels, layout, Decoder(MaskCode.of(config.classes), config.limits))
+
+
+def note_stage(canvas: Path, layout: Path, model: Path) -> None:
+    """Note in a mask's canvas what is needed to read it as a mask: the layout, and the folder of the model."""
+    write_json(canvas / STAGE_FILE, {"layout": str(layout.resolve()), "model": str(model.resolve())})
+
+
+SOURCES: Mapping[str, type[Source]] = {"mask": MaskWindows, "density": DensityWindows}

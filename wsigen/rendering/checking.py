@@ -8,7 +8,7 @@ from wsigen.config import RenderSettings
 from wsigen.models.config import ModelConfig
 from wsigen.models.registry import DEFAULT_MODEL, find_model
 from wsigen.painting.slide_worker import fixed_threads, load_model, make_painter
-from wsigen.rendering.plan import machine_of, paint_spec
+from wsigen.rendering.stage import machine_of, paint_spec
 
 
 def check_rows(settings: RenderSettings) -> list[str]:

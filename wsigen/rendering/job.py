@@ -19,13 +19,12 @@ from wsigen.config import RenderKeywords, RenderSettings
 from wsigen.errors import SettingsError
 from wsigen.masks.exporters import export_mask
 from wsigen.masks.slide_mask import MaskSource, MaskWindow, SlideMask, resampled_to, write_slide_mask
-from wsigen.painting.canvas import Canvas, write_json
-from wsigen.painting.cluster import open_executor
-from wsigen.painting.estimate import refuse_what_does_not_fit
-from wsigen.painting.scheduler import Progress, Run, TaskScheduler
+from wsigen.painting.canvas import write_json
+from wsigen.painting.scheduler import Progress
 from wsigen.rendering.plan import RenderPlan, plan_render
 from wsigen.rendering.records import record_data
 from wsigen.rendering.slide_file import Assembler
+from wsigen.rendering.stage_job import StageJob, Writer, paint_stages
 from wsigen.slides.formats import check_target
 
 
@@ -68,89 +67,40 @@ def render(
     on_plan(plan)
     with ExitStack() as stack:
         slide = stack.enter_context(RenderJob(plan, overwrite, resume, keep_canvas, on_paint, on_rows, started))
-        if not slide.run.finished:
-            engine = TaskScheduler(stack.enter_context(open_executor(plan.spec.device, plan.workers, plan.scheduler)))
-            engine.add(slide.run)
-            while not slide.run.finished:
-                engine.step()
-                if slide.run.error is not None:
-                    raise slide.run.error
+        paint_stages([slide])
         return slide.finish()
 
 
-class RenderJob:
+class RenderJob(StageJob):
     """One slide on its way: its canvas is being painted and its file written. As a context it leaves no half file."""
 
-    def __init__(
-        self,
-        plan: RenderPlan,
-        overwrite: bool,
-        resume: bool,
-        keep_canvas: bool,
-        on_paint: Callable[[Progress], None] = lambda progress: None,
-        on_rows: Callable[[int], None] = lambda rows: None,
-        started: float | None = None,
-    ) -> None:
-        self.plan, self.keep_canvas, self.on_paint, self.on_rows = plan, keep_canvas, on_paint, on_rows
-        self.started = started or time.monotonic()
-        self.assembler: Assembler | None = None
-        check_canvas_folder(plan)
-        refuse_what_does_not_fit(plan.projection, plan.spec, plan.canvas, plan.out, plan.workers)
-        _make_way(plan, overwrite, resume)
-        if plan.resamples:
-            _write_resampled(plan)
-        self.planned = time.monotonic()
-        self.canvas = Canvas.resume(plan.canvas, plan.layout, plan.run)
-        region, occupied = plan.rect, plan.occupied
-        self.run = Run(self.canvas, plan.spec, region=region, occupied=occupied, on_progress=self._on_progress)
+    plan: RenderPlan
 
-    def __enter__(self) -> RenderJob:
-        self.start()
-        return self
+    def make_way(self, overwrite: bool, resume: bool) -> None:
+        """Refuse to touch what exists unless told to; write the mask at the slide's scale where that is another."""
+        _make_way(self.plan, overwrite, resume)
+        if self.plan.resamples:
+            _write_resampled(self.plan)
 
-    def __exit__(self, *exc_info: object) -> None:
-        self.stop()
-
-    def start(self) -> None:
-        """Begin to write the file."""
+    def new_writer(self) -> Writer:
+        """What writes the slide and its picture."""
         plan = self.plan
-        glass_rgb = plan.spec.style.glass_rgb
-        self.assembler = Assembler(
+        return Assembler(
             self.canvas,
             plan.out,
             plan.picture,
             plan.metadata,
-            glass_rgb,
+            plan.spec.style.glass_rgb,
             plan.jpeg_quality,
             plan.rect,
             plan.format,
             plan.patient_id,
         )
-        if self.run.finished:
-            self.run.report(None)
-
-    def stop(self) -> None:
-        """Give up what is not finished: the canvas stays, half a file does not."""
-        if self.assembler is not None:
-            self.assembler.stop()
-
-    def encoded(self) -> bool:
-        """Whether `finish` would not wait. To be asked once all is painted."""
-        assert self.assembler is not None
-        return self.assembler.ended()
-
-    def _on_progress(self, progress: Progress) -> None:
-        assert self.assembler is not None
-        self.assembler.painted(progress.rows_done, progress.ended)
-        self.on_paint(progress)
-        if self.assembler.rows_encoded:
-            self.on_rows(self.assembler.rows_encoded)
 
     def finish(self) -> RenderResult:
         """Wait for the file, write the record, remove the canvas."""
-        assert self.assembler is not None
         painted = time.monotonic()
-        self.assembler.finish(self.on_rows)
+        self.finish_file()
         ended, plan, progress = time.monotonic(), self.plan, self.run.progress
         timings = {
             "planning": self.planned - self.started,
@@ -179,12 +129,6 @@ class RenderJob:
             time.monotonic() - self.started,
             timings,
         )
-
-
-def check_canvas_folder(plan: RenderPlan) -> None:
-    """Raise SettingsError if the folder that shall hold the canvas has no place to be."""
-    if not plan.canvas.parent.is_dir():
-        raise SettingsError(f"--canvas {plan.canvas}: the folder {plan.canvas.parent} does not exist; make it first")
 
 
 def _make_way(plan: RenderPlan, overwrite: bool, resume: bool) -> None:

@@ -21,7 +21,8 @@ from wsigen.models.registry import DEFAULT_MODEL, find_model
 from wsigen.painting.cluster import open_executor
 from wsigen.painting.scheduler import TaskScheduler
 from wsigen.rendering.job import RenderJob
-from wsigen.rendering.plan import MaskFacts, RenderPlan, canvas_beside, plan_render
+from wsigen.rendering.plan import MaskFacts, RenderPlan, plan_render
+from wsigen.rendering.stage import canvas_beside
 from wsigen.slides.formats import FORMATS
 from wsigen.system.caching import FileStamp, file_stamp
 

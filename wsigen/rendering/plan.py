@@ -6,28 +6,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from functools import cached_property
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
+from wsigen.conditions.registry import conditions_of
 from wsigen.config import RenderSettings
 from wsigen.errors import SettingsError
-from wsigen.masks.slide_mask import MaskSource, MaskWindow, SlideMask, resampled_to
+from wsigen.masks.slide_mask import MaskWindow, SlideMask, resampled_to
 from wsigen.masks.summary import MaskSummary
 from wsigen.models.config import ModelConfig
 from wsigen.models.registry import DEFAULT_MODEL, find_model, weights_sha256
-from wsigen.models.stain import StainStyle, measure_style_file
-from wsigen.painting.cluster import Machine
-from wsigen.painting.estimate import Projection, project
-from wsigen.painting.grid import BlockGrid, Rectangle, WindowGrid, usual_blend
-from wsigen.painting.occupancy import window_occupancy
+from wsigen.painting.grid import Rectangle, WindowGrid
+from wsigen.painting.occupancy import MaskShape, window_occupancy
 from wsigen.painting.painter import compiles_first
-from wsigen.painting.scheduler import plan_blocks
-from wsigen.painting.spec import PaintSpec, run_record
 from wsigen.rendering.records import record_of
+from wsigen.rendering.stage import StagePlan, machine_of, paint_spec
 from wsigen.slides.formats import FORMATS, SlideFormat, format_of, stem_of
 from wsigen.slides.metadata import SlideMetadata
 from wsigen.version import __version__
@@ -36,31 +30,15 @@ from wsigen.version import __version__
 LABEL_ENDINGS = {"geojson": ".geojson", "db": ".db", "coco": ".coco.json", "ome.zarr": ".labels.ome.zarr"}
 
 
-def canvas_beside(slide: Path) -> Path:
-    """Where the canvas store of a slide lies unless another folder is chosen."""
-    return slide.with_name(slide.name + ".canvas")
-
-
-@dataclass(frozen=True)
-class RenderPlan:
+@dataclass(frozen=True, kw_only=True)
+class RenderPlan(StagePlan):
     """Everything that a render will do, resolved and checked."""
 
     mask: Path
-    out: Path
-    config: ModelConfig
     summary: MaskSummary
     mask_mpp: float | None  # as stored in the mask
-    spec: PaintSpec
-    grid: WindowGrid
-    machine: Machine
-    workers: int
     jpeg_quality: int
-    model_sha256: str
     resamples: bool
-    occupied: np.ndarray = field(compare=False)  # windows that may hold more than glass, bool (rows, columns)
-    scheduler: Any = None
-    canvas_folder: Path | None = None
-    rect: Rectangle | None = None  # the part that is painted; None: all of it
     format: SlideFormat = FORMATS["svs"]
     labels_format: str | None = None
     patient_id: str = ""
@@ -77,26 +55,6 @@ class RenderPlan:
         return self.beside(LABEL_ENDINGS[self.labels_format])
 
     @property
-    def canvas(self) -> Path:
-        """Folder of the canvas store: beside the slide unless another one is chosen."""
-        return self.canvas_folder or canvas_beside(self.out)
-
-    @property
-    def width(self) -> int:
-        """Width of the slide in pixels."""
-        return self.rect.width if self.rect else self.grid.width
-
-    @property
-    def height(self) -> int:
-        """Height of the slide in pixels."""
-        return self.rect.height if self.rect else self.grid.height
-
-    @cached_property
-    def layout(self) -> BlockGrid:
-        """Blocks of the canvas: single windows where only a part is painted, so that nothing else is."""
-        return BlockGrid(self.grid, 1) if self.rect else plan_blocks(self.grid, self.spec, self.workers)
-
-    @property
     def metadata(self) -> SlideMetadata:
         """What the slide says about itself."""
         spec = self.spec
@@ -108,22 +66,11 @@ class RenderPlan:
             "style": spec.style.name,
             "steps": str(spec.num_inference_steps),
             **({"guidance_scale": f"{spec.guidance_scale:g}"} if spec.guided else {}),
-            "mask_sha256": self.summary.sha256,
+            "mask_sha256": self.source_sha256,
         }
         if self.rect:
             provenance["rect"] = " ".join(map(str, self.rect))
         return SlideMetadata(spec.mpp, self.config.objective_power, provenance)
-
-    @cached_property
-    def projection(self) -> Projection:
-        """What the render will need."""
-        needed = self.occupied
-        if self.rect:
-            needed = np.zeros_like(needed)
-            for i, j in self.grid.closure(self.rect):
-                needed[j, i] = self.occupied[j, i]
-        remote = self.scheduler is not None
-        return project(self.spec, self.config, self.layout, needed, self.workers, remote=remote)
 
     @property
     def picture(self) -> Path:
@@ -139,12 +86,6 @@ class RenderPlan:
     def resampled_mask(self) -> Path:
         """The mask at the slide's scale, written only where it was resampled."""
         return self.beside("_mask.tif")
-
-    @property
-    def run(self) -> dict[str, Any]:
-        """All that decides the pixels, see `run_record`."""
-        extra = {"back_ends": self.machine.back_ends}
-        return run_record(self.spec, self.summary.sha256, self.model_sha256, extra, self.machine.environment)
 
     @property
     def companions(self) -> list[Path]:
@@ -184,9 +125,7 @@ class MaskFacts:
     summary: MaskSummary
     stored_mpp: float | None
     mpp: float  # that the slide is painted at
-    width: int  # of the slide
-    height: int
-    halo_source: MaskSource = field(compare=False)  # closed: for its planes and sizes
+    shape: MaskShape  # of the slide
 
     @classmethod
     def read(
@@ -194,9 +133,10 @@ class MaskFacts:
     ) -> MaskFacts:
         """Read a mask once, from end to end; ``watch`` sees its bands, from the top down."""
         with SlideMask.open(mask, len(config.classes)) as source:
-            target = _target_mpp(source.mpp, config.mpp)
+            target = target_mpp(source.mpp, config.mpp)
             scaled = resampled_to(source, target)
-            return cls(source.scan(watch), source.mpp, target, scaled.width, scaled.height, scaled)
+            shape = MaskShape(scaled.width, scaled.height, scaled.has_tissue)
+            return cls(source.scan(watch), source.mpp, target, shape)
 
 
 def plan_render(
@@ -221,8 +161,11 @@ def plan_render(
     if settings.labels is not None and settings.rect is not None:
         raise SettingsError("--labels: of whole slides; leave it out with --rect")
     facts = facts or MaskFacts.read(mask, config)
-    spec = paint_spec(Path(mask), folder, config, _style(settings.style, config), facts.mpp, settings, machine)
-    grid = spec.grid(facts.width, facts.height)
+    values = conditions_set(config, settings)
+    style = values.pop("stain", None) or config.style()
+    others = tuple((name, value) for name, value in values.items() if value is not None)
+    spec = paint_spec(Path(mask), folder, config, style, facts.mpp, settings, machine, others)
+    grid = spec.grid(facts.shape.width, facts.shape.height)
     summary = facts.summary
     return RenderPlan(
         mask=Path(mask),
@@ -236,8 +179,9 @@ def plan_render(
         workers=settings.default("workers"),
         jpeg_quality=settings.default("jpeg_quality"),
         model_sha256=weights_sha256(folder),
-        resamples=(facts.width, facts.height) != (summary.width, summary.height),
-        occupied=window_occupancy(grid, facts.halo_source, summary, spec.mpp),
+        source_sha256=summary.sha256,
+        resamples=(facts.shape.width, facts.shape.height) != (summary.width, summary.height),
+        occupied=window_occupancy(grid, facts.shape, summary, spec.mpp),
         scheduler=settings.dask_scheduler,
         canvas_folder=Path(settings.canvas) if settings.canvas else None,
         rect=rect_of(settings.rect, grid),
@@ -245,45 +189,6 @@ def plan_render(
         labels_format=settings.labels,
         patient_id=settings.patient_id,
     )
-
-
-def paint_spec(
-    source: Path,
-    model: Path,
-    config: ModelConfig,
-    style: StainStyle,
-    mpp: float,
-    settings: RenderSettings,
-    machine: Machine,
-) -> PaintSpec:
-    """What painting from ``source`` (a mask, or a layout) takes: the settings, else the model's own, else defaults."""
-    device, batch_size = machine.device, settings.batch_size
-    overlap = config.overlap if settings.overlap is None else settings.overlap
-    blend = usual_blend(overlap) if settings.blend is None else settings.blend
-    steps = settings.steps or config.num_inference_steps
-    return PaintSpec(
-        source=str(source.resolve()),
-        model=str(model),
-        style=style,
-        mpp=mpp,
-        seed=settings.default("seed"),
-        sampler=config.sampler_for(steps, settings.sampler),
-        num_inference_steps=steps,
-        guidance_scale=config.guidance(settings.guidance_scale).scale,
-        window=settings.window or config.window,
-        overlap=overlap,
-        blend=blend if config.product.blends else 0,
-        batch_size=settings.default("batch_size")[device.device] if batch_size is None else batch_size,
-        device=device.device,
-        dtype=device.dtype,
-    )
-
-
-def machine_of(settings: RenderSettings) -> Machine:
-    """What will paint: this machine, or the workers of a cluster."""
-    if settings.dask_scheduler is None:
-        return Machine.here(settings.device, settings.dtype)
-    return Machine.of_cluster(settings.dask_scheduler, settings.device, settings.dtype)
 
 
 def rect_of(rect: tuple[int, int, int, int] | None, grid: WindowGrid) -> Rectangle | None:
@@ -311,15 +216,21 @@ def _slide_path(mask: str | Path, out: str | Path | None, format: str | None) ->
     return path
 
 
-def _target_mpp(mask_mpp: float | None, model_mpp: float) -> float:
+def target_mpp(mask_mpp: float | None, model_mpp: float) -> float:
     """Within 5 % of the model's scale the slide keeps the mask's, so that labels stay pixel-exact."""
     return mask_mpp if mask_mpp and abs(mask_mpp / model_mpp - 1) <= 0.05 else model_mpp
 
 
-def _style(style: str | StainStyle | None, config: ModelConfig) -> StainStyle:
-    """A named style, the style of a picture or slide, or one that is measured already."""
-    if isinstance(style, StainStyle):
-        return style
-    if style and style not in {named.name for named in config.styles} and Path(style).suffix:
-        return measure_style_file(Path(style), config.mpp)
-    return config.style(style)
+def conditions_set(config: ModelConfig, settings: RenderSettings) -> dict[str, Any]:
+    """Values of the slide by the name of the condition, as the settings have them, else the model's own.
+
+    Raises SettingsError for a value that is not allowed, and for a condition that the model does not take.
+    """
+    given = {"stain": settings.style, **settings.conditions}
+    taken = {condition.name: condition for condition in conditions_of(config)}
+    for name in settings.conditions:
+        if name not in taken:
+            raise SettingsError(
+                f"condition {name}: model {config.name!r} does not take it; it takes {', '.join(taken) or 'none'}"
+            )
+    return {name: condition.resolve(given.get(name)) for name, condition in taken.items()}

@@ -69,6 +69,7 @@ class SlideRecord:
                 "steps": _typed(paint, "num_inference_steps"),
                 "jpeg_quality": int(record["jpeg_quality"]),
                 "rect": tuple(map(int, record["rect"])) if record["rect"] else None,
+                "conditions": {str(name): value for name, value in paint.get("conditions", ())},
             }
             names = str(record["model_name"]), str(record.get("wsigen", ""))
             return cls(path, Path(record["mask"]), Path(_typed(paint, "model")), *names, settings, run)

@@ -49,7 +49,7 @@ class Assembler:
         self.rows_encoded = 0
         self._preview = Preview(self.panels.region.width, self.panels.region.height)
         self._growing = _GrowingPicture(canvas, picture, self.panels.region)
-        self._gate = _RowsReady()
+        self._gate = RowsReady()
         self._error: BaseException | None = None
         self._thread = threading.Thread(target=self._run, name="wsigen-assemble", daemon=True)
         self._thread.start()
@@ -135,7 +135,7 @@ class Assembler:
         self.rows_encoded = rows
 
 
-class _RowsReady:
+class RowsReady:
     """Holds readers back until the rows that they want are finished."""
 
     def __init__(self) -> None:
@@ -144,11 +144,13 @@ class _RowsReady:
         self._closed = False
 
     def open(self, rows: int) -> None:
+        """Let readers of the first ``rows`` rows go on."""
         with self._changed:
             self._rows = max(self._rows, rows)
             self._changed.notify_all()
 
     def close(self) -> None:
+        """Turn readers away."""
         with self._changed:
             self._closed = True
             self._changed.notify_all()

@@ -6,12 +6,16 @@ slides; and the picture is decoded into a slide mask.
 
 from __future__ import annotations
 
+import hashlib
+import json
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -19,25 +23,33 @@ from wsigen.choices import LAYOUT_PRESETS
 from wsigen.config import RenderSettings
 from wsigen.errors import MaskError, ModelError, SettingsError
 from wsigen.layouts.architecture import layout_by_hand, sampled_layout
-from wsigen.layouts.bands import DecodedBands
-from wsigen.layouts.decoding import HALO, Decoder
+from wsigen.layouts.decoded import TILE, Place, around
+from wsigen.layouts.decoding import Decoder
 from wsigen.layouts.layout import Layout, is_layout
 from wsigen.layouts.mask_code import BLANK, MaskCode
 from wsigen.layouts.regions import layout_of_mask
-from wsigen.masks.slide_mask import SlideMask, write_slide_mask
-from wsigen.masks.window import MaskWindow
+from wsigen.masks.conditions import HALO as MASK_HALO
+from wsigen.masks.slide_mask import SlideMask
+from wsigen.masks.summary import MaskSummary
 from wsigen.models.config import ModelConfig
-from wsigen.models.registry import MASK_MODEL, find_model, shipped_models, weights_sha256
+from wsigen.models.registry import (
+    DEFAULT_MODEL,
+    MASK_MODEL,
+    find_model,
+    load_config,
+    shipped_models,
+    weights_sha256,
+)
 from wsigen.models.stain import StainStyle
-from wsigen.painting.canvas import Canvas, CanvasPanels
-from wsigen.painting.cluster import Machine
-from wsigen.painting.estimate import Projection, project, refuse_what_does_not_fit
-from wsigen.painting.grid import BlockGrid, Rectangle, WindowGrid
-from wsigen.painting.occupancy import survey_layout
-from wsigen.painting.scheduler import Progress, paint_canvas, plan_blocks
-from wsigen.painting.spec import PaintSpec, run_record
-from wsigen.rendering.job import RenderResult, render
-from wsigen.rendering.plan import machine_of, paint_spec, rect_of
+from wsigen.painting.grid import Rectangle, WindowGrid
+from wsigen.painting.occupancy import MaskShape, layout_occupancy
+from wsigen.painting.scheduler import Below, Progress
+from wsigen.painting.source import note_stage
+from wsigen.rendering.job import RenderJob, RenderResult, render
+from wsigen.rendering.mask_file import MaskWriter
+from wsigen.rendering.plan import MaskFacts, RenderPlan, plan_render, rect_of, target_mpp
+from wsigen.rendering.stage import StagePlan, canvas_beside, machine_of, paint_spec
+from wsigen.rendering.stage_job import StageJob, paint_stages
 from wsigen.slides.formats import stem_of
 from wsigen.system.pictures import load_picture
 
@@ -122,58 +134,21 @@ def find_mask_model(name_or_path: str) -> tuple[Path, ModelConfig]:
     return folder, config
 
 
-@dataclass(frozen=True)
-class MaskPlan:
+@dataclass(frozen=True, kw_only=True)
+class MaskPlan(StagePlan):
     """Everything that sampling a mask will do, resolved and checked. ``layout`` lies in its file already."""
 
-    out: Path
-    config: ModelConfig
     layout: Layout
-    spec: PaintSpec
-    grid: WindowGrid
-    machine: Machine
-    workers: int
-    model_sha256: str
-    occupied: np.ndarray
-    canvas: Path
-    rect: Rectangle | None = None
-    scheduler: object = None
-
-    @property
-    def blocks(self) -> BlockGrid:
-        """Blocks of the canvas: single windows where only a part is painted, so that little else is."""
-        return BlockGrid(self.grid, 1) if self.rect else plan_blocks(self.grid, self.spec, self.workers)
-
-    @property
-    def height(self) -> int:
-        """Rows that are written."""
-        return self.part.height
-
-    @property
-    def part(self) -> Rectangle:
-        """What is written."""
-        return self.rect or Rectangle(0, 0, self.grid.width, self.grid.height)
 
     @property
     def painted_part(self) -> Rectangle | None:
-        """What has to be painted for it: nuclei at its border are decided by what lies around."""
-        if self.rect is None:
-            return None
-        x, y = max(0, self.rect.x - HALO), max(0, self.rect.y - HALO)
-        right = min(self.grid.width, self.rect.x + self.rect.width + HALO)
-        bottom = min(self.grid.height, self.rect.y + self.rect.height + HALO)
-        return Rectangle(x, y, right - x, bottom - y)
+        """What has to be painted for what is written: nuclei at its border are decided by what lies around."""
+        return self.rect and Rectangle(*around(Place(*self.rect), self.grid.width, self.grid.height))
 
     @property
-    def projection(self) -> Projection:
-        """What painting it needs; the mask itself takes less than a slide."""
-        needed = self.occupied
-        if self.painted_part is not None:
-            needed = np.zeros_like(needed)
-            for i, j in self.grid.closure(self.painted_part):
-                needed[j, i] = self.occupied[j, i]
-        remote = self.scheduler is not None
-        return project(self.spec, self.config, self.blocks, needed, self.workers, remote=remote)
+    def decoder(self) -> Decoder:
+        """What makes a mask of the picture that is painted."""
+        return Decoder(MaskCode.of(self.config.classes), self.config.limits)
 
     def describe(self) -> list[str]:
         """Lines for people."""
@@ -227,38 +202,33 @@ def sample_mask(
     started = time.monotonic()
     plan = plan_mask(out, request, settings or RenderSettings(), overwrite, resume)
     on_plan(plan)
-    refuse_what_does_not_fit(plan.projection, plan.spec, plan.canvas, plan.out, plan.workers)
-    extra = {"back_ends": plan.machine.back_ends}
-    record = run_record(plan.spec, plan.layout.sha256(), plan.model_sha256, extra, plan.machine.environment)
-    canvas = Canvas.resume(plan.canvas, plan.blocks, record)
-    paint_canvas(
-        canvas,
-        plan.spec,
-        workers=plan.workers,
-        scheduler=plan.scheduler,
-        region=plan.painted_part,
-        occupied=plan.occupied,
-        on_progress=on_paint,
-    )
-    panels = CanvasPanels(canvas, BLANK)
-    decoder = Decoder(MaskCode.of(plan.config.classes), plan.config.limits)
-    bands = DecodedBands(panels, plan.layout, decoder, plan.part)
+    with MaskJob(plan, overwrite, resume, keep_canvas, on_paint, on_rows, started) as job:
+        paint_stages([job])
+        return job.finish()
 
-    def reported() -> Iterator[MaskWindow]:
-        rows = 0
-        for band in bands:
-            yield band
-            rows += band.shape[0]
-            on_rows(rows)
 
-    write_slide_mask(plan.out, plan.part.width, plan.part.height, plan.spec.mpp, reported(), True, True, overwrite=True)
-    if not keep_canvas:
-        canvas.remove()
-    nuclei = dict(zip(plan.layout.classes, bands.nuclei.tolist(), strict=True))
-    seconds = time.monotonic() - started
-    return MaskResult(
-        plan.out, layout_beside(plan.out), plan.part.width, plan.part.height, nuclei, bands.dropped, seconds
-    )
+class MaskJob(StageJob):
+    """One mask on its way: its picture is being painted and its file written. As a context it leaves no half file."""
+
+    plan: MaskPlan
+
+    def make_way(self, overwrite: bool, resume: bool) -> None:
+        """`plan_mask` has made way already, before it wrote the layout."""
+
+    def new_writer(self) -> MaskWriter:
+        """What decodes and writes the mask."""
+        plan = self.plan
+        return MaskWriter(self.canvas, plan.out, plan.layout, plan.decoder, plan.part)
+
+    def finish(self) -> MaskResult:
+        """Wait for the file, remove the canvas."""
+        self.finish_file()
+        plan, bands = self.plan, cast(MaskWriter, self.writer).bands
+        if not self.keep_canvas:
+            self.canvas.remove()
+        nuclei = dict(zip(plan.layout.classes, bands.nuclei.tolist(), strict=True))
+        seconds = time.monotonic() - self.started
+        return MaskResult(plan.out, layout_beside(plan.out), plan.width, plan.height, nuclei, bands.dropped, seconds)
 
 
 def plan_mask(
@@ -268,7 +238,7 @@ def plan_mask(
     out = Path(out)
     folder, config = find_mask_model(settings.model)
     machine = machine_of(settings)
-    _make_way(out, Path(settings.canvas) if settings.canvas else canvas_of(out), overwrite, resume)
+    _make_way(out, Path(settings.canvas) if settings.canvas else canvas_beside(out), overwrite, resume)
     layout = request.resolve(config)
     style = StainStyle("mask", glass_rgb=BLANK)
     spec = paint_spec(layout_beside(out), folder, config, style, layout.mpp, settings, machine)
@@ -283,16 +253,12 @@ def plan_mask(
         machine=machine,
         workers=settings.default("workers"),
         model_sha256=weights_sha256(folder),
-        occupied=survey_layout(grid, layout),
-        canvas=Path(settings.canvas) if settings.canvas else canvas_of(out),
+        source_sha256=layout.sha256(),
+        occupied=layout_occupancy(grid, layout),
+        canvas_folder=Path(settings.canvas) if settings.canvas else None,
         rect=rect,
         scheduler=settings.dask_scheduler,
     )
-
-
-def canvas_of(mask: Path) -> Path:
-    """Where the canvas of a mask lies unless another folder is chosen."""
-    return mask.with_name(mask.name + ".canvas")
 
 
 def _make_way(out: Path, canvas: Path, overwrite: bool, resume: bool) -> None:
@@ -334,39 +300,101 @@ def synthesise(
     on_mask_plan: Callable[[MaskPlan], None] = lambda plan: None,
     on_mask: Callable[[Progress], None] = lambda progress: None,
     on_mask_rows: Callable[[int], None] = lambda rows: None,
-    **reports: Any,
+    on_plan: Callable[[RenderPlan], None] = lambda plan: None,
+    on_paint: Callable[[Progress], None] = lambda progress: None,
+    on_rows: Callable[[int], None] = lambda rows: None,
 ) -> SynthResult:
-    """Sample a mask and paint its slide. ``settings`` are those of the slide; seed and machine hold for both.
+    """Sample a mask and paint its slide, as two stages: windows are painted as soon as the mask around them is there.
 
-    With ``resume`` a mask that is finished already is taken as it is. ``reports`` are those of `wsigen.render`.
+    ``settings`` are those of the slide; seed and machine hold for both. With ``resume`` a mask that is finished already
+    is taken as it is. The first three reports are of the mask, the others as those of `wsigen.render`.
     """
-    settings = settings or RenderSettings()
+    started, settings = time.monotonic(), settings or RenderSettings()
     slide = Path(slide)
     mask = mask_of(slide)
     if slide.exists() and not (overwrite or resume):
         raise SettingsError(f"{slide} exists; replace it with --overwrite, or choose another name with -o")
-    for_mask = RenderSettings(
-        model=mask_model,
+    canvas_left = canvas_beside(mask).exists()
+    over_mask = overwrite or (resume and canvas_left)  # a mask beside its canvas is one that was written already
+    for_mask = _of_mask(settings, mask_model, mask_steps)
+    if resume and mask.exists() and not canvas_left:
+        sampled = MaskResult(mask, layout_beside(mask), 0, 0, {}, 0, 0.0)
+        return SynthResult(sampled, _from_file(mask, slide, settings, overwrite, resume, on_plan, on_paint, on_rows))
+    below = plan_mask(mask, request, for_mask, over_mask, resume)
+    on_mask_plan(below)
+    plan = plan_above(below, slide, settings)
+    if plan is None:
+        with MaskJob(below, over_mask, resume, False, on_mask, on_mask_rows, started) as job:
+            paint_stages([job])
+            sampled = job.finish()
+        return SynthResult(sampled, _from_file(mask, slide, settings, overwrite, resume, on_plan, on_paint, on_rows))
+    on_plan(plan)
+    with ExitStack() as stack:
+        first = stack.enter_context(MaskJob(below, over_mask, resume, True, on_mask, on_mask_rows, started))
+        note_stage(below.canvas, layout_beside(mask), Path(below.spec.model))
+        seen = Below(first.run, partial(seen_of_mask, below.grid))
+        second = RenderJob(plan, overwrite, resume, False, on_paint, on_rows, started, seen)
+        stack.enter_context(second)
+        paint_stages([first, second])
+        sampled = first.finish()
+        second.plan = painted_from_file(plan, mask)
+        result = SynthResult(sampled, second.finish())
+        first.canvas.remove()
+        return result
+
+
+def _from_file(
+    mask: Path, slide: Path, settings: RenderSettings, overwrite: bool, resume: bool, *reports: Callable
+) -> RenderResult:
+    """Render a mask that is finished; ``reports`` are `render`'s, in order."""
+    given = {name: value for name, value in vars(settings).items() if value is not None}
+    told: dict[str, Any] = dict(zip(("on_plan", "on_paint", "on_rows"), reports, strict=True))
+    return render(mask, slide, overwrite=overwrite, resume=resume, **told, **given)
+
+
+def plan_above(below: MaskPlan, slide: Path, settings: RenderSettings) -> RenderPlan | None:
+    """The plan of the slide that is painted from a mask while that is painted itself.
+
+    None for a painter of another scale: there is no mask yet that could be brought to it.
+    """
+    layout = below.layout
+    shape = MaskShape(layout.width, layout.height, has_tissue=True)
+    stage = hashlib.sha256(json.dumps(below.run, sort_keys=True).encode()).hexdigest()
+    expected = tuple(round(count) for count in layout.expected())
+    summary = MaskSummary(layout.width, layout.height, expected, (), None, stage)
+    config = load_config(settings.model or DEFAULT_MODEL)
+    if target_mpp(layout.mpp, config.mpp) != layout.mpp:
+        return None
+    plan = plan_render(below.out, slide, settings, MaskFacts(summary, layout.mpp, layout.mpp, shape))
+    spec = replace(plan.spec, source=str(below.canvas.resolve()))
+    return replace(plan, spec=spec, occupied=layout_occupancy(plan.grid, layout, MASK_HALO))
+
+
+def seen_of_mask(grid: WindowGrid, part: Rectangle) -> Rectangle:
+    """What of a mask's picture decides the mask around a part of the slide, which may reach beyond it."""
+    left, top = max(0, part.x - MASK_HALO), max(0, part.y - MASK_HALO)
+    right = min(grid.width, part.x + part.width + MASK_HALO)
+    bottom = min(grid.height, part.y + part.height + MASK_HALO)
+    return Rectangle(*around(Place(left, top, right - left, bottom - top), grid.width, grid.height, TILE))
+
+
+def painted_from_file(plan: RenderPlan, mask: Path) -> RenderPlan:
+    """The plan that paints the same pixels from the mask's file: what the slide's record says."""
+    summary = MaskFacts.read(mask, plan.config).summary
+    return replace(
+        plan, summary=summary, source_sha256=summary.sha256, spec=replace(plan.spec, source=str(mask.resolve()))
+    )
+
+
+def _of_mask(settings: RenderSettings, model: str, steps: int | None) -> RenderSettings:
+    """Settings of the mask of a slide: seed and machine are the slide's."""
+    return RenderSettings(
+        model=model,
         seed=settings.seed,
-        steps=mask_steps,
+        steps=steps,
         batch_size=settings.batch_size,
         device=settings.device,
         dtype=settings.dtype,
         workers=settings.workers,
         dask_scheduler=settings.dask_scheduler,
     )
-    if resume and mask.exists() and not canvas_of(mask).exists():
-        sampled = MaskResult(mask, layout_beside(mask), 0, 0, {}, 0, 0.0)
-    else:
-        sampled = sample_mask(
-            mask,
-            request,
-            for_mask,
-            overwrite=overwrite,
-            resume=resume,
-            on_plan=on_mask_plan,
-            on_paint=on_mask,
-            on_rows=on_mask_rows,
-        )
-    given = {name: value for name, value in vars(settings).items() if value is not None}
-    return SynthResult(sampled, render(mask, slide, overwrite=overwrite, resume=resume, **reports, **given))

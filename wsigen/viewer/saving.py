@@ -12,7 +12,8 @@ from wsigen.config import RenderSettings
 from wsigen.errors import WsigenError
 from wsigen.painting.scheduler import Progress
 from wsigen.rendering.job import render
-from wsigen.rendering.plan import RenderPlan, canvas_beside
+from wsigen.rendering.plan import RenderPlan
+from wsigen.rendering.stage import canvas_beside
 
 
 def slide_path(plan: RenderPlan, chosen: Path | None) -> Path:
