@@ -5,7 +5,7 @@ counter = (x, y, step, stream), x and y in absolute level-0 pixels. Words 0, 1, 
 
 The normals must be the same *floats* wherever they are made, and ``log``, ``cos`` and fused multiply-adds are not. So
 the inverse normal distribution is a table of integers, read with integer arithmetic and rounded once at the end. For a
-32-bit word u, all in int64::
+32-bit word u, all in int64:
 
     s = u >> 31                              0 below the median, 1 above
     r = (u ^ -s) & 0x7FFFFFFF                distance from the nearer end: the tail mass is (r + 1/2) / 2^32

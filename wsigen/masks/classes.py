@@ -33,7 +33,8 @@ class NucleusClass:
 class ClassTable:
     """The classes in the order of their indices 1..n; 0 is background and has no entry.
 
-    Raises `ModelError` where indices are not 1..n in order, names repeat or are empty, or a colour is not "#rrggbb".
+    Raises:
+        ModelError: indices are not 1..n in order, names repeat or are empty, or a colour is not "#rrggbb".
     """
 
     classes: tuple[NucleusClass, ...]

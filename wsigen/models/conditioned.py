@@ -15,7 +15,7 @@ from wsigen.models.unet import SpadeCache
 
 @dataclass(frozen=True)
 class WindowInputs:
-    """Conditions of a batch of windows, on the network's device; shapes as :meth:`NasdmModel.forward` takes them."""
+    """Conditions of a batch of windows, on the network's device; shapes as ``NasdmModel.forward`` takes them."""
 
     planes: Tensor  # (B, P, H, W)
     context: Tensor  # (B, 3, H, W) in [-1, 1], 0 where unknown
@@ -24,7 +24,7 @@ class WindowInputs:
 
     @property
     def parts(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """The four, in the order of :meth:`NasdmModel.forward`."""
+        """The four, in the order of ``NasdmModel.forward``."""
         return self.planes, self.context, self.known, self.style
 
     def to(self, dtype: torch.dtype) -> WindowInputs:

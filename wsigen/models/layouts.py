@@ -38,7 +38,7 @@ def density_gains(response: Sequence[float], device: torch.device) -> Tensor | N
 
 
 def with_present(planes: Tensor) -> Tensor:
-    """Add the plane that tells a layout from none: 1; see :func:`wsigen.models.conditioning.null_planes`."""
+    """Add the plane that tells a layout from none: 1; see ``wsigen.models.conditioning.null_planes``."""
     present = torch.ones_like(planes[:, :1])
     return torch.cat([planes, present], 1).contiguous(memory_format=torch.channels_last)
 

@@ -72,7 +72,7 @@ class NasdmModel(nn.Module):
         style: Tensor | None = None,
         cache: SpadeCache | None = None,
     ) -> Tensor:
-        """Predict, in the configuration's parametrisation: see :meth:`wsigen.models.unet.UNet.forward`."""
+        """Predict, in the configuration's parametrisation: see ``wsigen.models.unet.UNet.forward``."""
         return self.unet(x, t, planes, context, known, style, cache)
 
     @property

@@ -1,6 +1,6 @@
 """What a render will do, resolved and checked before anything is touched.
 
-:func:`plan_render` reads and checks everything and touches nothing; :class:`RenderPlan` then says what would be done.
+``plan_render`` reads and checks all inputs and writes nothing; ``RenderPlan`` then says what a render would do.
 """
 
 from __future__ import annotations
@@ -44,13 +44,35 @@ def canvas_beside(slide: Path) -> Path:
 
 @dataclass(frozen=True)
 class RenderPlan:
-    """Everything that a render will do, resolved and checked."""
+    """What a render will do, resolved and checked.
+
+    Attributes:
+        mask: the slide mask.
+        out: the slide to write.
+        config: configuration of the model.
+        summary: what the mask holds: size, nuclei by class, hash.
+        mask_mpp: µm per pixel as stored in the mask, or None.
+        spec: all settings that decide pixels.
+        grid: the windows of the slide.
+        machine: devices and versions of what will paint.
+        workers: processes.
+        jpeg_quality: quality of the slide's tiles, 1 to 100.
+        model_sha256: hash of the model's configuration and weights.
+        resamples: whether the mask is resampled to the model's scale.
+        occupied: windows that may hold more than glass, bool (rows, columns).
+        scheduler: address or client of a Dask cluster, or None.
+        canvas_folder: folder of the canvas, or None for the one beside the slide.
+        rect: the part that is painted, in px of level 0; None: the whole slide.
+        format: format of the slide.
+        labels_format: format of the nuclei that are written beside the slide, or None.
+        patient_id: identifier of the patient in DICOM.
+    """
 
     mask: Path
     out: Path
     config: ModelConfig
     summary: MaskSummary
-    mask_mpp: float | None  # as stored in the mask
+    mask_mpp: float | None
     spec: PaintSpec
     grid: WindowGrid
     machine: Machine
@@ -58,21 +80,21 @@ class RenderPlan:
     jpeg_quality: int
     model_sha256: str
     resamples: bool
-    occupied: np.ndarray = field(compare=False)  # windows that may hold more than glass, bool (rows, columns)
+    occupied: np.ndarray = field(compare=False)
     scheduler: Any = None
     canvas_folder: Path | None = None
-    rect: Rectangle | None = None  # the part that is painted; None: all of it
+    rect: Rectangle | None = None
     format: SlideFormat = FORMATS["svs"]
     labels_format: str | None = None
     patient_id: str = ""
 
     def beside(self, ending: str) -> Path:
-        """What lies beside the slide, by its ending."""
+        """Path beside the slide: its name with another ending."""
         return self.out.with_name(stem_of(self.out) + ending)
 
     @property
     def labels(self) -> Path | None:
-        """The ground truth beside the slide, if it is asked for."""
+        """File of the nuclei beside the slide; None if no labels are asked for."""
         if self.labels_format is None:
             return None
         return self.beside(LABEL_ENDINGS[self.labels_format])
@@ -94,12 +116,12 @@ class RenderPlan:
 
     @cached_property
     def layout(self) -> BlockGrid:
-        """Blocks of the canvas: single windows where only a part is painted, so that nothing else is."""
+        """Blocks of the canvas. With ``rect`` each block is one window, so that no other window is painted."""
         return BlockGrid(self.grid, 1) if self.rect else plan_blocks(self.grid, self.spec, self.workers)
 
     @property
     def metadata(self) -> SlideMetadata:
-        """What the slide says about itself."""
+        """Scale, objective power and provenance that are written into the slide."""
         spec = self.spec
         provenance = {
             "version": __version__,
@@ -117,7 +139,7 @@ class RenderPlan:
 
     @cached_property
     def projection(self) -> Projection:
-        """What the render will need."""
+        """Memory, disk and time that the render will need."""
         needed = self.occupied
         if self.rect:
             needed = np.zeros_like(needed)
@@ -138,23 +160,23 @@ class RenderPlan:
 
     @property
     def resampled_mask(self) -> Path:
-        """The mask at the slide's scale, written only where it was resampled."""
+        """The mask at the slide's scale; it is written only if the mask is resampled."""
         return self.beside("_mask.tif")
 
     @property
     def run(self) -> dict[str, Any]:
-        """All that decides the pixels, see `run_record`."""
+        """The run record: everything that decides the pixels."""
         extra = {"back_ends": self.machine.back_ends}
         return run_record(self.spec, self.summary.sha256, self.model_sha256, extra, self.machine.environment)
 
     @property
     def companions(self) -> list[Path]:
-        """What is written beside the slide."""
+        """Files that are written beside the slide."""
         labels = [self.labels] if self.labels is not None else []
         return [self.picture, self.record, *labels] + [self.resampled_mask] * self.resamples
 
     def describe(self) -> list[str]:
-        """Lines for people: the model and its terms; the mask and what it holds; notes of what looks wrong."""
+        """Lines to print: the model and its terms, the mask and its nuclei, and warnings."""
         config, summary, spec = self.config, self.summary, self.spec
         model = (
             f"model {config.name} v{config.version} ({config.terms or config.licence or 'own weights'}), style "
@@ -174,13 +196,21 @@ class RenderPlan:
 
 
 def open_mask(path: str | Path, class_count: int = 6) -> SlideMask:
-    """Open a slide mask for windowed reading; MaskError says what is wrong with a bad one."""
+    """Open a slide mask, to read it window by window. Close it after use, or use it as a context manager.
+
+    Args:
+        path: the mask, a TIFF.
+        class_count: largest class number that the mask may hold.
+
+    Raises:
+        MaskError: the file cannot be read as a slide mask.
+    """
     return SlideMask.open(path, class_count)
 
 
 @dataclass(frozen=True)
 class MaskFacts:
-    """What a render needs to know of a mask: read in one pass, the same for every seed and style."""
+    """Facts of a mask that a render needs: read in one pass, the same for every seed and style."""
 
     summary: MaskSummary
     stored_mpp: float | None
@@ -193,7 +223,7 @@ class MaskFacts:
     def read(
         cls, mask: str | Path, config: ModelConfig, watch: Callable[[MaskWindow], None] = lambda band: None
     ) -> MaskFacts:
-        """Read a mask once, from end to end; ``watch`` sees its bands, from the top down."""
+        """Read a whole mask once; ``watch`` is called with its bands, from the top down."""
         with SlideMask.open(mask, len(config.classes)) as source:
             target = _target_mpp(source.mpp, config.mpp)
             scaled = resampled_to(source, target)
@@ -206,9 +236,18 @@ def plan_render(
     settings: RenderSettings | None = None,
     facts: MaskFacts | None = None,
 ) -> RenderPlan:
-    """Resolve and check a render without writing anything. Raises a WsigenError that names what to mend.
+    """Resolve and check a render without writing anything.
 
-    ``facts`` are of this mask, where they are known already.
+    Args:
+        mask: the slide mask.
+        out: the slide to write. None: beside the mask, with the ending of the format.
+        settings: settings of the render. None: the defaults.
+        facts: facts of this mask, if it has been read already.
+
+    Raises:
+        SettingsError: a setting is out of its range, or the folder of the slide does not exist.
+        MaskError: the mask cannot be read, or does not fit the model.
+        ModelError: the model or the style cannot be found.
     """
     settings = settings or RenderSettings()
     folder = find_model(settings.model or DEFAULT_MODEL)
@@ -257,7 +296,7 @@ def paint_spec(
     settings: RenderSettings,
     machine: Machine,
 ) -> PaintSpec:
-    """What painting from ``source`` (a mask, or a layout) takes: the settings, else the model's own, else defaults."""
+    """Settings that paint ``source`` (a mask or a layout): those given, else the model's, else the defaults."""
     device, batch_size = machine.device, settings.batch_size
     overlap = config.overlap if settings.overlap is None else settings.overlap
     blend = usual_blend(overlap) if settings.blend is None else settings.blend
@@ -281,14 +320,14 @@ def paint_spec(
 
 
 def machine_of(settings: RenderSettings) -> Machine:
-    """What will paint: this machine, or the workers of a cluster."""
+    """Devices and versions of this machine, or of the workers of a cluster."""
     if settings.dask_scheduler is None:
         return Machine.here(settings.device, settings.dtype)
     return Machine.of_cluster(settings.dask_scheduler, settings.device, settings.dtype)
 
 
 def rect_of(rect: tuple[int, int, int, int] | None, grid: WindowGrid) -> Rectangle | None:
-    """The part that is asked for; SettingsError if it is not inside the slide."""
+    """Check the part to paint; SettingsError if it is not inside the slide."""
     if rect is None:
         return None
     x, y, width, height = rect
@@ -300,7 +339,7 @@ def rect_of(rect: tuple[int, int, int, int] | None, grid: WindowGrid) -> Rectang
 
 
 def _slide_path(mask: str | Path, out: str | Path | None, format: str | None) -> Path:
-    """Where the slide goes: beside the mask unless it is said. Its format must be known and fit its name."""
+    """Path of the slide, by default beside the mask. Its format must be known and fit its name."""
     ending = FORMATS[format].ending if format in FORMATS else ".svs"
     path = Path(out) if out else Path(mask).with_suffix(ending)
     if format_of(path, format).name == "dicom":

@@ -1,7 +1,7 @@
-"""Masks of slides that never existed: the functions behind ``wsigen mask sample``, ``mask layout`` and ``synth``.
+"""Synthetic masks: the functions behind ``wsigen mask sample``, ``mask layout`` and ``synth``.
 
-A layout says where what lies; the mask model paints a picture of the mask on a canvas, in the engine that paints
-slides; and the picture is decoded into a slide mask.
+A layout says where each region lies. The mask model paints a picture of the mask on a canvas, with the engine that
+paints slides. The picture is decoded into a slide mask.
 """
 
 from __future__ import annotations
@@ -48,9 +48,13 @@ LARGEST_SIDE = 1 << 18  # px
 
 @dataclass(frozen=True)
 class LayoutRequest:
-    """Where a layout comes from: a preset, a picture, a mask, or a layout that was written before.
+    """The source of a layout: a preset, a picture, a mask, or the file of a layout.
 
-    size: width and height of the slide in px; None where the source has one. more: factors of densities by class.
+    Attributes:
+        source: one of `wsigen.choices.LAYOUT_PRESETS`, or the path of a picture, a slide mask or a layout.
+        size: width and height of the slide in px, 64 to 262,144 each. None: the size of the source.
+        seed: seed of a preset.
+        more: name of a class to the factor of its density, such as ``{"neutrophil": 3}``.
     """
 
     source: str = "mixed"
@@ -59,7 +63,7 @@ class LayoutRequest:
     more: Mapping[str, float] = field(default_factory=dict)
 
     def resolve(self, config: ModelConfig) -> Layout:
-        """Make the layout for a model. Raises SettingsError or MaskError that names what to mend."""
+        """Make the layout for a model. Raises SettingsError or MaskError."""
         layout = self._made(config)
         if layout.classes != config.classes.names:
             raise SettingsError(
@@ -125,7 +129,22 @@ def find_mask_model(name_or_path: str) -> tuple[Path, ModelConfig]:
 
 @dataclass(frozen=True)
 class MaskPlan:
-    """Everything that sampling a mask will do, resolved and checked. ``layout`` lies in its file already."""
+    """What sampling a mask will do, resolved and checked.
+
+    Attributes:
+        out: the mask to write.
+        config: configuration of the mask model.
+        layout: the layout; its file is written already.
+        spec: all settings that decide pixels.
+        grid: the windows of the mask.
+        machine: devices and versions of what will paint.
+        workers: processes.
+        model_sha256: hash of the model's configuration and weights.
+        occupied: windows that may hold tissue, bool (rows, columns).
+        canvas: folder of the store of painted pixels.
+        rect: the part that is written, in px of level 0; None: the whole mask.
+        scheduler: address or client of a Dask cluster, or None.
+    """
 
     out: Path
     config: ModelConfig
@@ -142,22 +161,22 @@ class MaskPlan:
 
     @property
     def blocks(self) -> BlockGrid:
-        """Blocks of the canvas: single windows where only a part is painted, so that little else is."""
+        """Blocks of the canvas. With ``rect`` each block is one window, so that few other windows are painted."""
         return BlockGrid(self.grid, 1) if self.rect else plan_blocks(self.grid, self.spec, self.workers)
 
     @property
     def height(self) -> int:
-        """Rows that are written."""
+        """Height in px of what is written."""
         return self.part.height
 
     @property
     def part(self) -> Rectangle:
-        """What is written."""
+        """The part that is written, in px of level 0."""
         return self.rect or Rectangle(0, 0, self.grid.width, self.grid.height)
 
     @property
     def painted_part(self) -> Rectangle | None:
-        """What has to be painted for it: nuclei at its border are decided by what lies around."""
+        """The part that is painted for it: larger, since nuclei at a border depend on the pixels around them."""
         if self.rect is None:
             return None
         x, y = max(0, self.rect.x - HALO), max(0, self.rect.y - HALO)
@@ -167,7 +186,7 @@ class MaskPlan:
 
     @property
     def projection(self) -> Projection:
-        """What painting it needs; the mask itself takes less than a slide."""
+        """Memory, disk and time that painting needs; the file of a mask is smaller than a slide."""
         needed = self.occupied
         if self.painted_part is not None:
             needed = np.zeros_like(needed)
@@ -177,7 +196,7 @@ class MaskPlan:
         return project(self.spec, self.config, self.blocks, needed, self.workers, remote=remote)
 
     def describe(self) -> list[str]:
-        """Lines for people."""
+        """Lines to print: the model, and the layout with its expected nuclei."""
         counts = ", ".join(
             f"{count:,.0f} {name}" for name, count in zip(self.layout.classes, self.layout.expected(), strict=True)
         )
@@ -191,7 +210,17 @@ class MaskPlan:
 
 @dataclass(frozen=True)
 class MaskResult:
-    """What sampling wrote. nuclei: by class. dropped: decoded shapes that no real nucleus has."""
+    """What sampling wrote.
+
+    Attributes:
+        mask: the mask.
+        layout: its layout, beside it.
+        width: width in px.
+        height: height in px.
+        nuclei: number of nuclei by class.
+        dropped: decoded shapes that were left out, because no real nucleus has such a size or shape.
+        seconds: time of the whole run.
+    """
 
     mask: Path
     layout: Path
@@ -203,7 +232,7 @@ class MaskResult:
 
 
 def layout_beside(mask: Path) -> Path:
-    """Where the layout of a sampled mask lies."""
+    """Return the path of the layout of a sampled mask."""
     return mask.with_name(mask.stem + ".layout.tif")
 
 
@@ -219,11 +248,26 @@ def sample_mask(
     on_paint: Callable[[Progress], None] = lambda progress: None,
     on_rows: Callable[[int], None] = lambda rows: None,
 ) -> MaskResult:
-    """Sample a mask, and write it to ``out`` and its layout beside it.
+    """Sample a synthetic mask, and write its layout beside it.
 
-    Of ``settings`` count model, seed, steps, sampler, guidance_scale, window, overlap, batch_size, device, dtype,
-    workers, dask_scheduler, canvas and rect. With ``rect`` the mask is of that part alone, equal to it in the whole but
-    for the numbers of nuclei. ``on_plan``, ``on_paint`` and ``on_rows`` report the plan, windows painted, rows decoded.
+    Args:
+        out: the mask to write, a name that ends in .tif.
+        request: the source of the layout.
+        settings: model, seed, steps, sampler, guidance_scale, window, overlap, batch_size, device, dtype, workers,
+            dask_scheduler, canvas and rect are used. With ``rect`` the mask holds that part alone; it equals that part
+            of the whole mask, but its nuclei have other numbers. None: the defaults.
+        overwrite: replace an existing mask.
+        resume: continue an interrupted run from its canvas.
+        keep_canvas: keep the store of painted pixels.
+        on_plan: called once with the plan, before painting begins.
+        on_paint: called with the progress, again and again while windows are painted.
+        on_rows: called with the number of pixel rows that are decoded.
+
+    Raises:
+        SettingsError: a setting or the request is out of its range, or a file is in the way.
+        MaskError: the source of the layout cannot be read.
+        ModelError: there is no such mask model.
+        StoreError: the canvas is damaged, or belongs to another run.
     """
     started = time.monotonic()
     plan = plan_mask(out, request, settings or RenderSettings(), overwrite, resume)
@@ -265,7 +309,7 @@ def sample_mask(
 def plan_mask(
     out: str | Path, request: LayoutRequest, settings: RenderSettings, overwrite: bool = False, resume: bool = False
 ) -> MaskPlan:
-    """Resolve and check; writes the layout beside ``out``, since whoever paints reads it from there."""
+    """Resolve and check a run, and write the layout beside ``out``, where the workers read it."""
     out = Path(out)
     folder, config = find_mask_model(settings.model)
     machine = machine_of(settings)
@@ -292,12 +336,12 @@ def plan_mask(
 
 
 def canvas_of(mask: Path) -> Path:
-    """Where the canvas of a mask lies unless another folder is chosen."""
+    """Return the default folder of a mask's canvas."""
     return mask.with_name(mask.name + ".canvas")
 
 
 def _make_way(out: Path, canvas: Path, overwrite: bool, resume: bool) -> None:
-    """Refuse to touch what exists unless told to."""
+    """Raise SettingsError for existing files, unless they may be replaced."""
     if out.suffix.lower() not in (".tif", ".tiff"):
         raise SettingsError(f"-o {out}: a mask is a TIFF; choose a name that ends in .tif")
     if not out.parent.is_dir():
@@ -312,14 +356,19 @@ def _make_way(out: Path, canvas: Path, overwrite: bool, resume: bool) -> None:
 
 @dataclass(frozen=True)
 class SynthResult:
-    """A slide that never existed, and its mask."""
+    """A synthetic slide and its mask.
+
+    Attributes:
+        mask: what sampling the mask wrote.
+        slide: what painting the slide wrote.
+    """
 
     mask: MaskResult
     slide: RenderResult
 
 
 def mask_of(slide: Path) -> Path:
-    """Where ``synth`` writes the mask of a slide."""
+    """Return the path of the mask that ``synth`` writes beside a slide."""
     return slide.with_name(stem_of(slide) + "_masks.tif")
 
 
@@ -337,9 +386,24 @@ def synthesise(
     on_mask_rows: Callable[[int], None] = lambda rows: None,
     **reports: Any,
 ) -> SynthResult:
-    """Sample a mask and paint its slide. ``settings`` are those of the slide; seed and machine hold for both.
+    """Sample a synthetic mask and paint its slide.
 
-    With ``resume`` a mask that is finished already is taken as it is. ``reports`` are those of `wsigen.render`.
+    Args:
+        slide: the slide to write; the mask is written beside it.
+        request: the source of the layout.
+        settings: settings of the slide; seed, batch_size, device, dtype, workers and dask_scheduler hold for the mask
+            too. None: the defaults.
+        mask_model: name or folder of the mask model; "" for the one that ships.
+        mask_steps: denoising steps of the mask. None: those of the mask model.
+        overwrite: replace an existing slide and mask.
+        resume: continue an interrupted run; a mask that is finished is used as it is.
+        on_mask_plan: called once with the plan of the mask.
+        on_mask: called with the progress of the mask, again and again while its windows are painted.
+        on_mask_rows: called with the number of pixel rows of the mask that are decoded.
+        **reports: ``keep_canvas``, ``on_plan``, ``on_paint`` and ``on_rows`` of `wsigen.render`, for the slide.
+
+    Raises:
+        WsigenError: the errors of `sample_mask` and of `render`.
     """
     settings = settings or RenderSettings()
     slide = Path(slide)

@@ -19,7 +19,7 @@ from wsigen.training.settings import AugmentSettings, ConditionSettings, Context
 
 @dataclass(frozen=True)
 class TrainingBatch:
-    """What one step trains on; pixels in [-1, 1] float32, shapes as in :meth:`wsigen.models.unet.UNet.forward`."""
+    """What one step trains on; pixels in [-1, 1] float32, shapes as in ``wsigen.models.unet.UNet.forward``."""
 
     x0: Tensor  # (B, 3, W, W) clean image; known pixels carry the (corrupted) context
     planes: Tensor

@@ -35,7 +35,7 @@ STYLE_VALUES = 6  # that networks take, and a mask model has no use for
 
 
 class MaskTrainer(DenoisingTrainer):
-    """Trains a :class:`NasdmModel` that paints masks."""
+    """Trains a ``NasdmModel`` that paints masks."""
 
     def open_bank(self, data: Path, manifest: Manifest, split: str) -> PatchBank:
         """Load the masks of one side of the split."""

@@ -63,7 +63,7 @@ class PatchBank:
     """All images of one split, on a device.
 
     ``split`` is "train" or "val"; group statistics (stain styles) are kept by group. ``depth`` adds a plane that
-    tells nuclei of a network that learns to find them: see :func:`nucleus_depth`.
+    tells nuclei of a network that learns to find them: see ``nucleus_depth``.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""Turn published colon data sets, or a user's own folder, into one training folder (see :mod:`.manifest`).
+"""Turn published colon data sets, or a user's own folder, into one training folder (see ``wsigen.training.manifest``).
 
 Every layout yields pictures at one resolution with class labels and nucleus ids; this module resamples, rebuilds ids
 where a set publishes none, splits by source image and writes. Layouts:
@@ -89,11 +89,11 @@ def prepare(
     """Write a training folder from data sets on disk; the same input gives the same files.
 
     Args:
-        sources: layout (one of :data:`LAYOUTS`) -> its folder.
+        sources: layout (one of ``LAYOUTS``) -> its folder.
         out: folder to make. It appears only when complete.
         mpp: microns per pixel to write; a whole multiple of a layout's own (0.25 for consep and pannuke, 0.5 for the
             others). A `folder` is taken to be at `mpp` already.
-        holdout: source images of the validation side. None: those of :data:`DEFAULT_HOLDOUT` that occur, and every
+        holdout: source images of the validation side. None: those of ``DEFAULT_HOLDOUT`` that occur, and every
             tenth source image of a `folder` or `conic`, and the last of several folds of `pannuke`.
         webp_quality: None writes lossless WebP, 0..100 lossy; a mapping sets single layouts and leaves others lossless.
         classes: list of {index, name, colour}; None: the six of Lizard.
