@@ -33,7 +33,14 @@ Spacing = Literal["trailing", "leading", "linspace", "log_snr"]
 
 @dataclass(frozen=True)
 class CorrectorCoefficients:
-    """``x = x_before x' + x0 x_0 + x0_previous x_0' + x0_older x_0''``; x' is the corrected x of the step before."""
+    """The corrector of UniPC: ``x = x_before x' + x0 x_0 + x0_previous x_0' + x0_older x_0''``.
+
+    Attributes:
+        x_before: coefficient of x', the corrected sample of the step before.
+        x0: coefficient of the data prediction of this step.
+        x0_previous: coefficient of the data prediction one step before.
+        x0_older: coefficient of the data prediction two steps before.
+    """
 
     x_before: float
     x0: float
@@ -43,15 +50,25 @@ class CorrectorCoefficients:
 
 @dataclass(frozen=True)
 class StepCoefficients:
-    """One solver step as data: what the update multiplies each term by (float64 numbers)."""
+    """The coefficients of one solver step, in float64.
+
+    Attributes:
+        timestep: where the model is called, in [0, T - 1].
+        x: coefficient of the current sample, after the corrector if there is one.
+        x0: coefficient of this step's data prediction.
+        x0_previous: coefficient of the data prediction one step before.
+        noise: standard deviation of fresh noise.
+        corrector: coefficients of the corrector, or None.
+        log_variance_range: for "ddpm": log of the smallest and of the largest variance of the step, else None.
+    """
 
     timestep: float
-    x: float  # of the current sample, after the corrector where there is one
-    x0: float  # of this step's data prediction
-    x0_previous: float = 0.0  # of the data prediction one step before
-    noise: float = 0.0  # standard deviation of fresh noise
+    x: float
+    x0: float
+    x0_previous: float = 0.0
+    noise: float = 0.0
     corrector: CorrectorCoefficients | None = None
-    log_variance_range: tuple[float, float] | None = None  # ddpm: log beta~, log beta of the respaced chain
+    log_variance_range: tuple[float, float] | None = None
 
 
 class FittedStep(NamedTuple):
