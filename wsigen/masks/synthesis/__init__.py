@@ -1,1 +1,1 @@
-"""Masks from nothing: the picture that the mask model paints, its decoding, and the layouts that steer it."""
+"""Synthetic masks: the picture that the mask model paints, its decoding, and the layouts that control it."""
