@@ -23,7 +23,7 @@ SHARD_PATTERN = "weights-*-of-*.safetensors"
 
 
 class NasdmModel(nn.Module):
-    """The nuclei-aware semantic diffusion model (Shrivastava and Fletcher, MICCAI 2023): mask to H&E window."""
+    """The nuclei-aware semantic diffusion model (Shrivastava and Fletcher, MICCAI 2023): paints H&E from a mask."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -72,7 +72,17 @@ class NasdmModel(nn.Module):
         style: Tensor | None = None,
         cache: SpadeCache | None = None,
     ) -> Tensor:
-        """Predict, in the configuration's parametrisation: see ``wsigen.models.unet.UNet.forward``."""
+        """Predict noise, image or v, as the configuration says: (B, 3, H, W), or 6 channels with a learned variance.
+
+        Args:
+            x: noisy windows (B, 3, H, W), at a scale where images are in [-1, 1].
+            t: timesteps (B,).
+            planes: condition planes (B, P, H, W).
+            context: pixels of painted neighbours (B, 3, H, W) in [-1, 1], 0 where unknown. None: no neighbours.
+            known: 1 where ``context`` is known, else 0, (B, 1, H, W).
+            style: normalised style vectors (B, style_dim), or None.
+            cache: result of `spade_cache` for ``planes``. None: compute it.
+        """
         return self.unet(x, t, planes, context, known, style, cache)
 
     @property
