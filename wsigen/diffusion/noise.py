@@ -52,8 +52,8 @@ _DEVICE_CHUNK_PIXELS = 1 << 22
 def philox4x32(key: int | tuple[int, int], counter: Tensor) -> Tensor:
     """Philox4x32-10 (Salmon et al. 2011): (..., 4) int64 counter words -> (..., 4) int64 random words.
 
-    ``key``: a seed of 64 bits, or its two words, low word first. Counter words are taken modulo 2^32; returned words lie
-    in [0, 2^32).
+    ``key``: a seed of 64 bits, or its two words, low word first. Counter words are taken modulo 2^32. The returned
+    words lie in [0, 2^32).
     """
     c0, c1, c2, c3 = (counter & _WORD).unbind(-1)
     return torch.stack(_philox_words(_key_words(key), c0, c1, c2, c3), -1)

@@ -23,7 +23,7 @@ SHARD_PATTERN = "weights-*-of-*.safetensors"
 
 
 class NasdmModel(nn.Module):
-    """The nuclei-aware semantic diffusion model (Shrivastava and Fletcher, MICCAI 2023): paints H&E from a mask."""
+    """The nuclei-aware semantic diffusion model (Shrivastava and Fletcher, MICCAI 2023), from mask to H&E window."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
