@@ -1,4 +1,4 @@
-"""The classes of nuclei that a model knows: index in the mask, name, and the colour to show them in.
+"""The classes of nuclei of a model: index in the mask, name, and colour on the screen.
 
 The table belongs to a model's config, not to the code, so that models of other organs may have other classes.
 """

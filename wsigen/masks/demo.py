@@ -1,4 +1,4 @@
-"""A synthetic mask of normal colon mucosa, drawn from a seed: something to paint without data of anyone.
+"""A synthetic mask of normal colon mucosa, drawn from a seed, to paint without any data.
 
 A slide is a grid of fragments, each a piece of the bowel wall: glass, a luminal surface of columnar epithelium, crypts
 (along one stretch cut lengthwise, as test tubes that open to the surface, along the next cut across, as rings), lamina

@@ -1,4 +1,4 @@
-"""Slide masks: TIFFs of nuclei as large as a slide, read by window and never whole.
+"""Slide masks: TIFFs of nuclei as large as a slide, which are read window by window.
 
 A mask has a class plane, and may have an instance plane and a tissue plane. Outside the slide it is reflected, so
 that windows may reach over the border. `SlideMask` reads a file; `ResampledMask` shows one at another resolution;
@@ -135,7 +135,7 @@ class MaskSource(ABC):
         return self._summary
 
     def bands(self) -> Iterator[MaskWindow]:
-        """Bands of whole rows from top to bottom, as high as is cheap to read."""
+        """Read the mask in bands of whole rows from top to bottom; their height suits the segments of the file."""
         rows = self._band_rows()
         # Bands are decoded as tall as their segments, and counted in slices: counting takes several times their memory.
         sliced = max(1, SLICE_BYTES // (self.width * (1 + 4 * self.has_instances + self.has_tissue)))
@@ -207,11 +207,11 @@ class SlideMask(MaskSource):
         class_count: int = DEFAULT_CLASS_COUNT,
         cache_bytes: int = CACHE_BYTES,
     ) -> SlideMask:
-        """Open a mask of classes 1..class_count; raises `MaskError` where it cannot be one."""
+        """Open a mask of classes 1..class_count; raises `MaskError` for a file that is no mask."""
         return cls(path, class_count, cache_bytes)
 
     def close(self) -> None:
-        """Close the file and let go of the cache."""
+        """Close the file and empty the cache."""
         self._stream.close()
         self._cache.clear()
 
@@ -349,7 +349,7 @@ def _slices(band: MaskWindow, rows: int) -> Iterator[MaskWindow]:
 
 
 class ResampledMask(MaskSource):
-    """A mask seen at another resolution, by nearest neighbour.
+    """A mask that is resampled to another resolution, by nearest neighbour.
 
     Pixel x shows the source pixel floor((x + 1/2) * ratio), ratio = mpp / source.mpp taken as an exact fraction, from
     global coordinates: a window equals that part of the whole. Reflection is about the border of this plane.

@@ -1,7 +1,7 @@
-"""Write a slide mask, row band by row band, without ever holding it whole.
+"""Write a slide mask in bands of rows; the whole mask is never in memory.
 
-A TIFF wants each plane by itself while bands bring all planes together, so compressed tiles wait in temporary files,
-one per plane. The mask appears under its name only when it is complete.
+A TIFF stores one plane after the other, while each band has all planes. Compressed tiles are therefore kept in
+temporary files, one per plane. The mask appears under its name only when it is complete.
 """
 
 from __future__ import annotations
