@@ -1,4 +1,4 @@
-"""How fast a whole slide is painted: mask in, .svs out, through :func:`wsigen.render`.
+"""How fast a whole slide is painted: mask in, .svs out, through ``wsigen.render``.
 
 The slide goes to a temporary folder and is removed. Time is divided into planning (the mask is read and checked),
 painting (loading the model included) and encoding (pyramid, picture and record).

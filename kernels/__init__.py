@@ -1,8 +1,8 @@
-"""Attention and group normalisation behind one door, with the fastest implementation that this machine serves.
+"""Attention and group normalisation, each with the fastest implementation that this machine can run.
 
-Imported as ``wsigen_kernels``. The package knows nothing of wsigen: it works on plain tensors.
+The package is imported as ``wsigen_kernels``. It works on plain tensors and imports nothing of wsigen.
 """
 
 
 class BackendError(ValueError):
-    """An implementation was asked for that is unknown, or that cannot run here: one line that says why."""
+    """The implementation that was asked for is unknown or cannot run here; the message says why."""

@@ -39,7 +39,7 @@ def _served(qkv: Tensor) -> bool:
 
 
 def attention_torch(qkv: Tensor, heads: int, xformers: bool = False) -> Tensor:
-    """Compute :func:`attention` with torch's scaled_dot_product_attention, or with xformers."""
+    """Compute ``attention`` with torch's scaled_dot_product_attention, or with xformers."""
     batch, packed, height, width = qkv.shape
     channels = packed // 3
     tokens = qkv.permute(0, 2, 3, 1).reshape(batch, height * width, 3, heads, channels // heads)

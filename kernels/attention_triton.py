@@ -1,7 +1,7 @@
 """Triton kernel of self-attention over the pixels of a feature map.
 
 Query, key and value are read from the packed channels of one channels_last tensor and the result is written to
-another, so that no layout changes hands. Up to :data:`RESIDENT` tokens, a program holds all keys and values and takes
+another, so that no layout changes hands. Up to ``RESIDENT`` tokens, a program holds all keys and values and takes
 an exact softmax; above, it walks over them and rescales (Milakov and Gimelshein 2018; Dao et al. 2022).
 """
 

@@ -1,8 +1,8 @@
-"""Which implementation runs, decided once per process, and why.
+"""The choice of an implementation, once per process, and its reason.
 
 The choice can be forced with the environment variables ``WSIGEN_ATTENTION`` (``auto``, ``triton``, ``torch``,
-``xformers``) and ``WSIGEN_NORM`` (``auto``, ``triton``, ``torch``); the command line's options set them. What cannot
-run here is refused with its reason rather than replaced in silence.
+``xformers``) and ``WSIGEN_NORM`` (``auto``, ``triton``, ``torch``); options of the command line set them. An
+implementation that cannot run here is refused with the reason; it is never replaced without a message.
 """
 
 from __future__ import annotations

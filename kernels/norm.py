@@ -36,12 +36,23 @@ def group_norm(
     eps: float = 1e-5,
     skip: Tensor | None = None,
 ) -> Tensor:
-    """Normalise ``x`` (B, C, H, W) in ``groups`` groups, modulate, and apply SiLU where ``silu`` is true.
+    """Normalise a feature map in groups of channels, modulate it, and apply SiLU.
 
-    ``weight`` and ``bias`` are (C,); ``gamma`` and ``beta`` (B, C, H, W); ``scale`` and ``shift`` (B, C). With ``skip``
-    (B, C', H, W) the norm is that of x and skip concatenated, and C counts the channels of both.
-    Statistics are taken in float32; the result has the dtype of ``x``. Differentiable in every tensor; where gradients
-    are enabled Triton runs only if it was asked for by name, since torch.compile fuses forward and backward as well.
+    Statistics are computed in float32; the result has the dtype of ``x``. All tensors have gradients. While gradients
+    are enabled, Triton runs only if it was asked for by name: torch.compile fuses forward and backward equally well.
+
+    Args:
+        x: feature map (B, C, H, W).
+        groups: number of groups; divides the number of channels.
+        weight: factor of each channel (C,), or None.
+        bias: summand of each channel (C,), or None.
+        gamma: SPADE's factor of each pixel (B, C, H, W), or None (Park et al. 2019).
+        beta: SPADE's summand of each pixel (B, C, H, W), or None.
+        scale: factor of each channel by time (B, C), or None (Dhariwal and Nichol 2021).
+        shift: summand of each channel by time (B, C), or None.
+        silu: whether to apply SiLU at the end.
+        eps: summand of the variance.
+        skip: feature map (B, C', H, W) that is concatenated to ``x`` first. C counts the channels of both then.
     """
     if BACKEND == "triton" and served(x) and (FORCED or not torch.is_grad_enabled()):
         from wsigen_kernels import ops
@@ -68,7 +79,7 @@ def group_norm_torch(
     eps: float = 1e-5,
     skip: Tensor | None = None,
 ) -> Tensor:
-    """Compute :func:`group_norm` with torch's own operations."""
+    """Compute ``group_norm`` with torch's own operations."""
     if skip is not None:
         x = torch.cat([x, skip], dim=1)
     y = F.group_norm(x, groups, weight, bias, eps)

@@ -4,7 +4,7 @@ A group norm reads its input twice, once for the statistics and once to apply th
 channel at a time and kept with the tensor: (B, slices, 2, C), mean and sum of squared deviations of every slice of
 pixels. Channels are merged to groups only where a norm asks for them. So a tensor that is concatenated with another,
 or normalised in two places, is read for its moments once, and a kernel that writes a tensor can take them on the way
-(:mod:`wsigen_kernels.merge_triton`). Nothing is added atomically: equal inputs give equal bits.
+(``wsigen_kernels.merge_triton``). Nothing is added atomically: equal inputs give equal bits.
 
 Merging follows Chan, Golub and LeVeque 1983: ``M2 = sum(M2_i) + sum(n_i (mean_i - mean)²)``.
 """
@@ -157,7 +157,7 @@ def coefficients_kernel(
 ):
     """Merge the moments of one group of one image, and fold everything that is constant over its pixels.
 
-    With the coefficients, :func:`apply_kernel` computes
+    With the coefficients, ``apply_kernel`` computes
     ``((x - mean) * gain + inner) * (one + gamma) + beta * scale + shift``.
     """
     D: tl.constexpr = C // GROUPS
@@ -356,7 +356,7 @@ def apply_kernel(
 def moments(x: Tensor, phased: bool = False) -> Tensor:
     """Take the moments of ``x`` (B, C, H, W): (B, slices, 2, C) float32.
 
-    ``phased``: x lies in the places that :func:`wsigen_kernels.upsample.upsample_places` returns.
+    ``phased``: x lies in the places that ``wsigen_kernels.upsample.upsample_places`` returns.
     """
     x, stride = by_pixel(x)
     batch, channels, height, width = map_shape(x, phased)
@@ -391,7 +391,7 @@ def normalise(
     """Normalise with moments taken before; return the result and (B, groups, 2): mean and 1 / std.
 
     ``x_bias`` (C,) is what is to be added to x and skip, ``map_bias`` (2 C,) to gamma and to beta; ``phased`` as in
-    :func:`moments`, without a skip.
+    ``moments``, without a skip.
     """
     batch, own, height, width = map_shape(x, phased)
     channels = own + (0 if skip is None else skip.shape[1])

@@ -136,7 +136,7 @@ def normalise(  # type: ignore[no-untyped-def]
     x, skip, moments, skip_moments, groups, x_bias, weight, bias, gamma, beta, scale, shift, silu, eps, resample,
     map_bias=None, phased=False,
 ):  # fmt: skip
-    """Normalise with ready moments (no gradients): see :func:`wsigen_kernels.norm_triton.normalise`."""
+    """Normalise with ready moments (no gradients): see ``wsigen_kernels.norm_triton.normalise``."""
     from wsigen_kernels import norm_triton
 
     with on(x):
@@ -156,7 +156,7 @@ def _(  # type: ignore[no-untyped-def]
 
 @_operator("(Tensor h, Tensor? bias, Tensor x, Tensor? skip, Tensor? weight, int resample) -> (Tensor, Tensor)")
 def merge(h, bias, x, skip, weight, resample):  # type: ignore[no-untyped-def]
-    """Add a residual to ``h`` and take the sum's moments: see :func:`wsigen_kernels.merge_triton.merge`."""
+    """Add a residual to ``h`` and take the sum's moments: see ``wsigen_kernels.merge_triton.merge``."""
     from wsigen_kernels import merge_triton
 
     with on(h):
@@ -185,7 +185,7 @@ def _(qkv, heads):  # type: ignore[no-untyped-def]
 
 @_operator("(Tensor[] images, int patch, bool ones=False) -> Tensor")
 def gather(images, patch, ones=False):  # type: ignore[no-untyped-def]
-    """Concatenate images as patches: see :func:`wsigen_kernels.patches_triton.gather`."""
+    """Concatenate images as patches: see ``wsigen_kernels.patches_triton.gather``."""
     from wsigen_kernels import patches_triton
 
     with on(images[0]):
@@ -202,7 +202,7 @@ def _(images, patch, ones=False):  # type: ignore[no-untyped-def]
 
 @_operator("(Tensor x, Tensor bias, int patch) -> Tensor")
 def scatter(x, bias, patch):  # type: ignore[no-untyped-def]
-    """Add a bias and shuffle patches to pixels: see :func:`wsigen_kernels.patches_triton.scatter`."""
+    """Add a bias and shuffle patches to pixels: see ``wsigen_kernels.patches_triton.scatter``."""
     from wsigen_kernels import patches_triton
 
     with on(x):

@@ -30,9 +30,9 @@ def phase_weights(weight: Tensor) -> Tensor:
 def upsample_places(x: Tensor, phases: Tensor) -> Tensor:
     """Return ``conv2d(upsample(x), weight, padding=1)``, (B, O, 2 H, 2 W), in places: (B, 4 O, H + 1, W + 1).
 
-    ``x`` is (B, I, H, W), ``phases`` what :func:`phase_weights` made of the weight. One convolution makes all phases at
-    the places between and around pixels. Output pixel (2 i + r, 2 j + c) is phase (r, c) at place (i + r, j + c); the
-    rest is nobody's. The kernels of wsigen_kernels.norm_triton read it where it lies, ``phased``.
+    ``x`` is (B, I, H, W), ``phases`` what ``phase_weights`` made of the weight. One convolution makes all phases at
+    the places between and around pixels. Output pixel (2 i + r, 2 j + c) is phase (r, c) at place (i + r, j + c); other
+    values are not used. The kernels of wsigen_kernels.norm_triton read it where it lies, ``phased``.
     """
     return F.conv2d(x, phases, padding=1)
 

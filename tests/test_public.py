@@ -1,6 +1,8 @@
 """What ``import wsigen`` offers, and its keyword arguments."""
 
 import dataclasses
+import inspect
+import re
 import typing
 
 import pytest
@@ -34,3 +36,18 @@ def test_a_keyword_that_is_near_to_none_lists_them(tmp_path):
 def test_the_settings_of_a_call_are_typed():
     hints = typing.get_type_hints(wsigen.render, include_extras=True, localns={"RenderKeywords": RenderKeywords})
     assert "RenderKeywords" in str(hints["settings"])
+
+
+@pytest.mark.parametrize("name", [name for name in wsigen.__all__ if inspect.isfunction(getattr(wsigen, name))])
+def test_a_function_of_many_parameters_lists_them(name):
+    function = getattr(wsigen, name)
+    parameters = [str(parameter).partition(":")[0] for parameter in inspect.signature(function).parameters.values()]
+    listed = re.findall(r"^ {4}(\*{0,2}\w+): ", inspect.getdoc(function), re.MULTILINE)
+    assert len(parameters) < 5 or [entry for entry in listed if entry in parameters] == parameters
+
+
+@pytest.mark.parametrize("name", [name for name in wsigen.__all__ if dataclasses.is_dataclass(getattr(wsigen, name))])
+def test_settings_and_results_list_their_fields(name):
+    fields = [field.name for field in dataclasses.fields(getattr(wsigen, name))]
+    attributes = inspect.getdoc(getattr(wsigen, name)).partition("Attributes:")[2].partition("Raises:")[0]
+    assert re.findall(r"^ {4}(\w+): ", attributes, re.MULTILINE) == fields

@@ -1,6 +1,6 @@
 """wsigen: synthetic H&E whole-slide images from masks of nuclei, painted with NASDM.
 
-What is public here is imported on first use, so that ``import wsigen`` and ``wsigen --help`` stay fast.
+Public names are imported at their first use, so that ``import wsigen`` and ``wsigen --help`` stay fast.
 """
 
 from __future__ import annotations

@@ -1,36 +1,36 @@
-"""Errors that a user can mend: one line each, naming the file or option, the value and the mend.
+"""Errors that a user can correct. Each message is one line with the file or option, the value, and what to do.
 
-The command line prints such an error as that one line and exits with code 2; anything else that is raised is a defect.
+The command line prints that line and exits with code 2. Any other exception is a defect of wsigen.
 """
 
 
 class WsigenError(Exception):
-    """Base of every error that wsigen raises on purpose."""
+    """Base class of all errors that a user can correct."""
 
 
 class MaskError(WsigenError):
-    """A slide mask that cannot be read, or whose values make no sense."""
+    """A slide mask cannot be read, or has values outside of their range."""
 
 
 class ModelError(WsigenError):
-    """A model that cannot be found or loaded, or that does not fit the mask."""
+    """A model cannot be found or loaded, or does not fit the mask."""
 
 
 class SettingsError(WsigenError):
-    """An option or configuration value outside its range."""
+    """An option or setting is unknown or outside of its range."""
 
 
 class StoreError(WsigenError):
-    """A canvas store that is missing, damaged, or belongs to another run."""
+    """A canvas store is missing or damaged, or belongs to another run."""
 
 
 class SlideError(WsigenError):
-    """A slide that cannot be read or written."""
+    """A slide cannot be read or written."""
 
 
 class DataError(WsigenError):
-    """Training data that cannot be used."""
+    """Training data cannot be used."""
 
 
 class ClusterError(WsigenError):
-    """A Dask cluster that does not answer, has no workers, or went away."""
+    """A Dask cluster does not answer, has no workers, or was lost."""

@@ -1,4 +1,4 @@
-"""The commands that make masks from nothing: mask sample, mask layout, and synth. Heavy imports stand inside them."""
+"""The commands that make synthetic masks: mask sample, mask layout, and synth. Heavy imports stand inside them."""
 
 from __future__ import annotations
 
@@ -141,7 +141,7 @@ def synth(
     mask_steps: int | None,
     **options: Any,
 ) -> None:
-    """Sample a mask and paint its slide: tissue and labels from nothing."""
+    """Sample a synthetic mask and paint its slide; no input data is needed."""
     from wsigen.config import RenderSettings
     from wsigen.rendering.synthesis import synthesise
 

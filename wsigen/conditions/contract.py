@@ -2,7 +2,7 @@
 
 A class of this room holds a condition's whole life: how a user sets it, what is read of a source for a window, the
 tensors that the network takes, what stands for "not told", and how training draws it from labelled crops. A model's
-configuration names its conditions, in order; :mod:`wsigen.conditions.registry` finds the classes.
+configuration names its conditions, in order; `wsigen.conditions.registry` finds the classes.
 """
 
 from __future__ import annotations
@@ -147,7 +147,7 @@ class Draft:
 
 
 class ConditionBatch(Mapping[str, "Tensor"]):
-    """Tensors of a batch of windows by name, as :class:`TensorSpec` describes them, on the network's device.
+    """Tensors of a batch of windows by name, as `TensorSpec` describes them, on the network's device.
 
     Whatever the network takes, "context" (B, 3, H, W) in [-1, 1], 0 where unknown, and "known" (B, 1, H, W), bool or 0
     and 1, are there: the sampler keeps known pixels as they are.

@@ -11,7 +11,7 @@ from typing import Any, Protocol, TypeVar
 class ContextSettings:
     """Shares of the neighbour contexts, and how known pixels are corrupted.
 
-    The first four are the contexts of the painting order: see :mod:`wsigen.painting.grid`.
+    The first four are the contexts of the painting order: see `wsigen.painting.grid`.
     """
 
     none: float = 0.28

@@ -1,6 +1,6 @@
 """A solver's step in Triton, where it serves the device: prediction to data, continuity, known pixels, update.
 
-The arithmetic is that of :meth:`wsigen.diffusion.samplers.Sampler.step` up to rounding: a GPU fuses multiplications
+The arithmetic is that of ``wsigen.diffusion.samplers.Sampler.step`` up to rounding: a GPU fuses multiplications
 with additions. Steps with a learned variance take torch's way.
 """
 
@@ -54,6 +54,6 @@ def step(
 
 
 def _to_data(prediction_type: PredictionType, schedule: NoiseSchedule, timestep: float) -> tuple[float, float]:
-    """p and q of ``x_0 = p x + q output``: see :func:`wsigen.diffusion.gaussian.to_x0`."""
+    """p and q of ``x_0 = p x + q output``: see ``wsigen.diffusion.gaussian.to_x0``."""
     alpha, sigma = schedule.alpha(timestep), schedule.sigma(timestep)
     return {"v": (alpha, -sigma), "eps": (1 / alpha, -sigma / alpha), "x0": (0.0, 1.0)}[prediction_type]

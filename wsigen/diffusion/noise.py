@@ -1,11 +1,11 @@
-"""Noise keyed by coordinates: the same pixel of the slide sees the same noise, whoever paints it, and when.
+"""Noise keyed by coordinates: a pixel of the slide has the same noise in every window and on every machine.
 
 Philox4x32-10 (Salmon et al. 2011) turns a counter into four 32-bit words under a key, without any state: key = seed,
 counter = (x, y, step, stream), x and y in absolute level-0 pixels. Words 0, 1, 2 become the normals of R, G, B.
 
 The normals must be the same *floats* wherever they are made, and ``log``, ``cos`` and fused multiply-adds are not. So
 the inverse normal distribution is a table of integers, read with integer arithmetic and rounded once at the end. For a
-32-bit word u, all in int64::
+32-bit word u, all in int64:
 
     s = u >> 31                              0 below the median, 1 above
     r = (u ^ -s) & 0x7FFFFFFF                distance from the nearer end: the tail mass is (r + 1/2) / 2^32
@@ -52,8 +52,8 @@ _DEVICE_CHUNK_PIXELS = 1 << 22
 def philox4x32(key: int | tuple[int, int], counter: Tensor) -> Tensor:
     """Philox4x32-10 (Salmon et al. 2011): (..., 4) int64 counter words -> (..., 4) int64 random words.
 
-    ``key``: a seed of 64 bits, or its two words, low word first. Counter words are taken modulo 2^32; the words that
-    come back lie in [0, 2^32).
+    ``key``: a seed of 64 bits, or its two words, low word first. Counter words are taken modulo 2^32. The returned
+    words lie in [0, 2^32).
     """
     c0, c1, c2, c3 = (counter & _WORD).unbind(-1)
     return torch.stack(_philox_words(_key_words(key), c0, c1, c2, c3), -1)
@@ -69,11 +69,17 @@ def coordinate_normals(
     stream: int = 0,
     device: torch.device | str | None = None,
 ) -> Tensor:
-    """Standard normals of B windows: (B, 3, height, width) float32; the same at a pixel for every window that holds it.
+    """Standard normals of B windows: (B, 3, height, width) float32. All windows have the same value at one pixel.
 
-    ``x0``, ``y0``: (B,) int64, the windows' corners in absolute level-0 pixels; any sign and size, taken modulo 2^32.
-    ``step``: 0 is the initial noise, i + 1 the fresh noise of sampler step i. ``stream`` separates other uses.
-    ``device`` is that of ``x0`` unless given.
+    Args:
+        seed: seed of the slide, 0 to 2^64 - 1.
+        x0: left edges of the windows (B,) int64, in px of level 0; any sign and size, taken modulo 2^32.
+        y0: upper edges, likewise.
+        height: height of the windows in px.
+        width: width of the windows in px.
+        step: 0 for the initial noise, i + 1 for the fresh noise of step i of the sampler.
+        stream: number that separates other uses of the noise.
+        device: where to compute. None: the device of ``x0``.
     """
     device = torch.device(device) if device is not None else x0.device
     key = _key_words(seed)

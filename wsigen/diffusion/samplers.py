@@ -1,12 +1,12 @@
 """Samplers: from noise to an image in a few denoising steps.
 
 Every sampler takes *data* predictions, so that the caller may clamp x_0 and copy known pixels into it before the
-update. An update is then a sum of whole-image terms with scalar coefficients::
+update. An update is then a sum of images, each with a scalar coefficient:
 
     x_next = a x + b x_0 + c x_0' + d noise          (x_0' = the data prediction of the step before)
 
 UniPC first replaces x by a sum of the same kind; the coefficients of "fitted" are not worked out but measured, see
-:mod:`wsigen.diffusion.fitting`. All coefficients are worked out once, in float64, into one frozen
+``wsigen.diffusion.fitting``. All coefficients are worked out once, in float64, into one frozen
 StepCoefficients per step: the update is elementwise, a pixel's value does not depend on the batch it is in, and a fused
 kernel can do the same arithmetic from the same numbers.
 
@@ -33,7 +33,14 @@ Spacing = Literal["trailing", "leading", "linspace", "log_snr"]
 
 @dataclass(frozen=True)
 class CorrectorCoefficients:
-    """``x = x_before x' + x0 x_0 + x0_previous x_0' + x0_older x_0''``; x' is the corrected x of the step before."""
+    """The corrector of UniPC: ``x = x_before x' + x0 x_0 + x0_previous x_0' + x0_older x_0''``.
+
+    Attributes:
+        x_before: coefficient of x', the corrected sample of the step before.
+        x0: coefficient of the data prediction of this step.
+        x0_previous: coefficient of the data prediction one step before.
+        x0_older: coefficient of the data prediction two steps before.
+    """
 
     x_before: float
     x0: float
@@ -43,15 +50,25 @@ class CorrectorCoefficients:
 
 @dataclass(frozen=True)
 class StepCoefficients:
-    """One solver step as data: what the update multiplies each term by (float64 numbers)."""
+    """The coefficients of one solver step, in float64.
+
+    Attributes:
+        timestep: where the model is called, in [0, T - 1].
+        x: coefficient of the current sample, after the corrector if there is one.
+        x0: coefficient of this step's data prediction.
+        x0_previous: coefficient of the data prediction one step before.
+        noise: standard deviation of fresh noise.
+        corrector: coefficients of the corrector, or None.
+        log_variance_range: for "ddpm": log of the smallest and of the largest variance of the step, else None.
+    """
 
     timestep: float
-    x: float  # of the current sample, after the corrector where there is one
-    x0: float  # of this step's data prediction
-    x0_previous: float = 0.0  # of the data prediction one step before
-    noise: float = 0.0  # standard deviation of fresh noise
+    x: float
+    x0: float
+    x0_previous: float = 0.0
+    noise: float = 0.0
     corrector: CorrectorCoefficients | None = None
-    log_variance_range: tuple[float, float] | None = None  # ddpm: log beta~, log beta of the respaced chain
+    log_variance_range: tuple[float, float] | None = None
 
 
 class FittedStep(NamedTuple):
@@ -64,7 +81,7 @@ class FittedStep(NamedTuple):
 
 @dataclass(frozen=True)
 class SamplerState:
-    """What a multistep solver carries along; tensors shaped like the sample, None before there are any."""
+    """Earlier tensors that a multistep solver needs, in the shape of the sample; None before the first step."""
 
     x0_previous: Tensor | None = None
     x0_older: Tensor | None = None
@@ -80,12 +97,12 @@ class Sampler:
 
     @property
     def timesteps(self) -> tuple[float, ...]:
-        """Where the model is asked, falling, one for each step, in [0, T - 1]."""
+        """Timesteps at which the model is called: one for each step, falling, in [0, T - 1]."""
         return tuple(step.timestep for step in self.steps)
 
     @property
     def needs_noise(self) -> bool:
-        """Whether a step but the last draws fresh noise."""
+        """Whether any step, except the last, draws fresh noise."""
         return any(step.noise > 0 for step in self.steps)
 
     def init_state(self) -> SamplerState:
@@ -95,7 +112,7 @@ class Sampler:
     def log_variance(self, i: int, raw: Tensor) -> Tensor | None:
         """Log variance of step i, (B, C, H, W), from the network's learned-range channels (Nichol & Dhariwal eq. 15).
 
-        None where the sampler has no use for it: on the last step, and for every sampler but ddpm.
+        None in the last step, and for every sampler other than "ddpm".
         """
         bounds = self.steps[i].log_variance_range
         return None if bounds is None else learned_range_log_variance(raw, *bounds)
@@ -109,11 +126,20 @@ class Sampler:
         state: SamplerState,
         log_variance: Tensor | None = None,
     ) -> tuple[Tensor, SamplerState]:
-        """From x at ``timesteps[i]`` to the next timestep; the last step returns ``x0`` itself, or goes beyond it.
+        """Go from ``timesteps[i]`` to the next timestep. Return the new sample and the new state.
 
-        ``x``, ``x0``, ``noise``: (B, C, H, W) in one dtype, float32 for good; ``noise`` is standard normal and needed
-        where ``needs_noise``, but for the last step. ``log_variance`` replaces ddpm's fixed small variance.
-        Raises ValueError if noise is missing.
+        The last step returns ``x0``, or for "fitted" a point a little beyond it.
+
+        Args:
+            i: index of the step.
+            x: the sample, (B, C, H, W) float32.
+            x0: the data prediction at ``x``, same shape and dtype.
+            noise: standard normal noise, same shape and dtype; used if ``needs_noise``, not in the last step.
+            state: the state after the step before, at first `init_state`.
+            log_variance: in place of the fixed small variance of "ddpm", same shape.
+
+        Raises:
+            ValueError: the step needs noise and there is none.
         """
         now = self.steps[i]
         if i == len(self.steps) - 1:
@@ -148,11 +174,20 @@ def make_sampler(
     final_step: float = 1.0,
     fitted: Sequence[FittedStep] = (),
 ) -> Sampler:
-    """Sampler of that name over ``num_inference_steps`` timesteps.
+    """Make a sampler: work out the coefficients of all its steps.
 
-    ``eta`` is ddim's share of fresh noise (0: deterministic, 1: as much as ddpm). ``spacing`` and ``final_step`` are
-    those of :func:`spaced_timesteps`; ``timesteps`` replaces both: strictly falling real numbers in [0, T - 1], as many
-    as the steps. "fitted" takes its coefficients from ``fitted``, one for each step. Raises SettingsError.
+    Args:
+        name: one of `wsigen.choices.SAMPLERS`.
+        schedule: the noise schedule, of T timesteps.
+        num_inference_steps: number of steps, 1 to T.
+        eta: share of fresh noise of "ddim" (Song et al. 2021): 0 is deterministic, 1 adds as much as "ddpm".
+        spacing: how timesteps are spaced, see `spaced_timesteps`.
+        timesteps: strictly falling real numbers in [0, T - 1], one for each step, in place of ``spacing``.
+        final_step: length of the last step, see `spaced_timesteps`.
+        fitted: coefficients of "fitted", one entry for each step.
+
+    Raises:
+        SettingsError: a value is unknown or outside of its range.
     """
     if name not in SAMPLERS:
         raise SettingsError(f"sampler {name!r}: unknown; choose one of {', '.join(SAMPLERS)}")

@@ -1,7 +1,7 @@
 """Distances between two sets of pictures, from their features: Fréchet, kernel (KID), and the Inception Score.
 
 All in float64, from (N, D) arrays of features of any network. A distance means nothing without its floor, the same
-distance between two sets of real pictures of the same number: :func:`compare` gives both.
+distance between two sets of real pictures of the same number: ``compare`` gives both.
 """
 
 from __future__ import annotations

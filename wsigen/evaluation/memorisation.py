@@ -4,7 +4,7 @@ Every painted patch is looked up among the training patches, in features and ove
 so are real patches that were held out. A near-copy is a patch that lies nearer to a training patch than all but
 CONTROL_SHARE of the held-out real ones do. The most suspicious pairs are then compared pixel by pixel, at every shift.
 
-:class:`TrainingIndex` keeps features alone, no pixels, and is small enough to ship with a model.
+``TrainingIndex`` keeps features alone, no pixels, and is small enough to ship with a model.
 """
 
 from __future__ import annotations
@@ -128,7 +128,7 @@ class TrainingIndex:
 
     @classmethod
     def load(cls, folder: Path) -> TrainingIndex:
-        """Read what :meth:`save` wrote; ModelError where it is missing or damaged."""
+        """Read what ``save`` wrote; ModelError where it is missing or damaged."""
         try:
             described = json.loads((Path(folder) / DESCRIPTION_FILE).read_text(encoding="utf-8"))
             values: dict[str, Any] = {**load_file(Path(folder) / INDEX_FILE), **described}

@@ -1,4 +1,4 @@
-"""``wsigen distill --method solver``: fit solvers of a few steps to a painter: see :mod:`wsigen.diffusion.fitting`."""
+"""``wsigen distill --method solver``: fit solvers of a few steps to a painter: see ``wsigen.diffusion.fitting``."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Layouts from nothing: tissue as it lies on slides of the colon, from a seed.
+"""Sampled layouts: the architecture of slides of the colon, drawn from a seed.
 
 A slide holds strips of bowel wall with glass around them: mucosa with crypts, muscularis mucosae, submucosa with
 follicles, muscle; or carcinoma in its place. Which zone a point lies in is a function of the point, the size of the

@@ -1,7 +1,7 @@
 """Layouts: how dense nuclei of each class are, and where tissue, glands and lumina lie, in cells of 32 x 32 pixels.
 
-A layout steers the mask model as a mask steers the painter. It is small, a thousandth of the pixels, and lies in a file
-that is read by window. Between the middles of cells values are interpolated, so that no border of cells shows.
+A layout controls the mask model as a mask controls the painter. It is small, a thousandth of the pixels, and its file
+is read by window. Values are interpolated between the centres of cells, so that borders of cells are not visible.
 """
 
 from __future__ import annotations
@@ -90,7 +90,7 @@ class Layout:
         return np.einsum("crk,r,k->c", self.density(), down, across)
 
     def picture(self) -> np.ndarray:
-        """A picture for people, a pixel a cell: (rows, columns, 3) uint8."""
+        """A picture to look at, one pixel for each cell: (rows, columns, 3) uint8."""
         shares = self.planes[len(self.classes) :].astype(np.float64) / 255
         colours = np.array([(255, 255, 255), (255, 200, 215), (60, 180, 75), (180, 220, 255)])
         crowd = np.clip(self.density().sum(0) / 6, 0, 1)[..., None]
@@ -108,7 +108,7 @@ class Layout:
         return replace(self, planes=planes, path=None)
 
     def sha256(self) -> str:
-        """Hash of what the layout says."""
+        """Hash of the content."""
         digest = hashlib.sha256(json.dumps([self.classes, self.width, self.height, self.mpp]).encode())
         for row in range(0, self.planes.shape[1], 256):
             digest.update(np.ascontiguousarray(self.planes[:, row : row + 256]).tobytes())

@@ -1,4 +1,4 @@
-"""A mask as a picture of three channels, so that what paints slides paints masks: network, noise, kernels, canvas.
+"""A mask as a picture of three channels, so that network, noise, kernels and canvas of slides paint masks too.
 
 Channel 0 is the *hill*: inside a nucleus it rises from its border to one summit at its middle, outside it falls with
 the distance to the nearest nucleus. Nuclei that touch are two hills with a valley between them. Channels 1 and 2 are

@@ -1,4 +1,4 @@
-"""The classes of nuclei that a model knows: index in the mask, name, and the colour to show them in.
+"""The classes of nuclei of a model: index in the mask, name, and colour on the screen.
 
 The table belongs to a model's config, not to the code, so that models of other organs may have other classes.
 """
@@ -33,7 +33,8 @@ class NucleusClass:
 class ClassTable:
     """The classes in the order of their indices 1..n; 0 is background and has no entry.
 
-    Raises `ModelError` where indices are not 1..n in order, names repeat or are empty, or a colour is not "#rrggbb".
+    Raises:
+        ModelError: indices are not 1..n in order, names repeat or are empty, or a colour is not "#rrggbb".
     """
 
     classes: tuple[NucleusClass, ...]

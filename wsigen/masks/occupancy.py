@@ -1,6 +1,6 @@
-"""Where a mask holds anything but glass, in cells of 32 pixels: enough to know what need not be painted.
+"""Where a mask holds anything but glass, in cells of 32 pixels. Windows of glass need no painting.
 
-The map errs on one side only: a window that it calls empty holds nothing but clear glass.
+A window that is empty in this map holds only clear glass. A window that is not empty may be glass too.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ class OccupancyCount:
         self._row = 0
 
     def add(self, band: MaskWindow) -> None:
-        """Take the next band."""
+        """Add the next band."""
         solid = band.classes if band.tissue is None else np.bitwise_or(band.classes, band.tissue)  # glass is 0
         ends = range(CELL - self._row % CELL, len(solid), CELL)
         rows = np.stack([part.max(axis=0) for part in np.split(solid, ends)])  # reduceat: a hundred times slower

@@ -19,17 +19,17 @@ MICRONS_PER_UNIT = {
 
 
 def plausible_mpp(value: float | None) -> float | None:
-    """The scale, or None where it is missing or none that a slide has."""
+    """Return the scale; None if it is missing or outside of the range of slides."""
     return value if value is not None and MIN_PLAUSIBLE_MPP <= value <= MAX_PLAUSIBLE_MPP else None
 
 
 def plausible_sizes(sizes: Sequence[float]) -> tuple[float, ...]:
-    """Those sides of a pixel (its width, then its height, in microns) that a slide may have."""
+    """Keep the sides of a pixel (width, then height, in µm) that are within the range of slides."""
     return tuple(size for size in sizes if plausible_mpp(size) is not None)
 
 
 def are_square(sizes: Sequence[float]) -> bool:
-    """Whether the sides of a pixel are alike, as far as they are known."""
+    """Whether the known sides of a pixel are equal, up to 5 %."""
     return not sizes or max(sizes) <= min(sizes) * (1 + SQUARE_TOLERANCE)
 
 

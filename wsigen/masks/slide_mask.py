@@ -1,4 +1,4 @@
-"""Slide masks: TIFFs of nuclei as large as a slide, read by window and never whole.
+"""Slide masks: TIFFs of nuclei as large as a slide, which are read window by window.
 
 A mask has a class plane, and may have an instance plane and a tissue plane. Outside the slide it is reflected, so
 that windows may reach over the border. `SlideMask` reads a file; `ResampledMask` shows one at another resolution;
@@ -44,10 +44,15 @@ DEFAULT_CLASS_COUNT = 6
 
 
 class MaskSource(ABC):
-    """What a mask can be asked, be it a file or a file seen at another resolution.
+    """A mask that can be read: a file, or a file that is resampled to another resolution.
 
-    path: the file. width, height: pixels. mpp: microns per pixel (mean of x and y), None where the file gives none.
-    class_count: largest value allowed in the class plane. planes: names among "class", "instance", "tissue".
+    Attributes:
+        path: the file.
+        width: width in px.
+        height: height in px.
+        mpp: µm per pixel (mean of x and y); None if the file states no scale.
+        class_count: largest value allowed in the class plane.
+        planes: names among "class", "instance", "tissue".
     """
 
     path: Path
@@ -69,9 +74,16 @@ class MaskSource(ABC):
         return "tissue" in self.planes
 
     def read(self, x: int, y: int, w: int, h: int) -> MaskWindow:
-        """Read the (h, w) window whose upper left pixel is (x, y); reflected outside the slide, at any distance.
+        """Read a window; outside of the slide the mask is reflected, at any distance.
 
-        Raises `MaskError` for a value outside its range, with its first position in the window.
+        Args:
+            x: left edge in px.
+            y: upper edge in px.
+            w: width in px.
+            h: height in px.
+
+        Raises:
+            MaskError: a value is outside of its range; the message gives its first position in the window.
         """
         if x >= 0 and y >= 0 and x + w <= self.width and y + h <= self.height:
             return self._read_inside(x, y, w, h)
@@ -85,11 +97,14 @@ class MaskSource(ABC):
         return inside.take(rows - top, columns - left)
 
     def scan(self, watch: Callable[[MaskWindow], None] = lambda band: None) -> MaskSummary:
-        """Check every pixel and count, in one streaming pass; the result is kept for later calls.
+        """Read the whole mask once: check every pixel, and count. The result is kept for later calls.
 
-        ``watch`` sees the bands of that pass, from the top down; a later call has no pass to watch. Raises
-        `MaskError` for a value outside its range, for a mask with neither nuclei nor tissue, and for a class plane that
-        can only be a tissue mask.
+        Args:
+            watch: called with the bands of the mask, from the top down, at the first call alone.
+
+        Raises:
+            MaskError: a value is outside of its range, the mask has neither nuclei nor tissue, or the class plane looks
+                like a tissue mask.
         """
         summary = self._summarised(watch)
         self._check_content(summary)
@@ -100,7 +115,7 @@ class MaskSource(ABC):
         return self._summarised().sha256
 
     def count_nuclei(self, class_count: int | None = None) -> list[int]:
-        """Nuclei of class 1..class_count (default: all): ids where there is an instance plane, else components.
+        """Count the nuclei of class 1..class_count (default: all): ids of the instance plane, else components.
 
         Raises `MaskError` for a class above `class_count`.
         """
@@ -120,7 +135,7 @@ class MaskSource(ABC):
         return self._summary
 
     def bands(self) -> Iterator[MaskWindow]:
-        """Bands of whole rows from top to bottom, as high as is cheap to read."""
+        """Read the mask in bands of whole rows from top to bottom; their height suits the segments of the file."""
         rows = self._band_rows()
         # Bands are decoded as tall as their segments, and counted in slices: counting takes several times their memory.
         sliced = max(1, SLICE_BYTES // (self.width * (1 + 4 * self.has_instances + self.has_tissue)))
@@ -192,11 +207,11 @@ class SlideMask(MaskSource):
         class_count: int = DEFAULT_CLASS_COUNT,
         cache_bytes: int = CACHE_BYTES,
     ) -> SlideMask:
-        """Open a mask of classes 1..class_count; raises `MaskError` where it cannot be one."""
+        """Open a mask of classes 1..class_count; raises `MaskError` for a file that is no mask."""
         return cls(path, class_count, cache_bytes)
 
     def close(self) -> None:
-        """Close the file and let go of the cache."""
+        """Close the file and empty the cache."""
         self._stream.close()
         self._cache.clear()
 
@@ -334,7 +349,7 @@ def _slices(band: MaskWindow, rows: int) -> Iterator[MaskWindow]:
 
 
 class ResampledMask(MaskSource):
-    """A mask seen at another resolution, by nearest neighbour.
+    """A mask that is resampled to another resolution, by nearest neighbour.
 
     Pixel x shows the source pixel floor((x + 1/2) * ratio), ratio = mpp / source.mpp taken as an exact fraction, from
     global coordinates: a window equals that part of the whole. Reflection is about the border of this plane.

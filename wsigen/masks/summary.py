@@ -44,7 +44,7 @@ class MaskSummary:
 
 
 def summarise(bands: Iterable[MaskWindow], width: int, height: int, class_count: int) -> MaskSummary:
-    """Sum up a mask given as bands of whole rows from top to bottom, all with the same planes."""
+    """Summarise a mask from its bands of whole rows, top to bottom, all with the same planes."""
     content, pixels, occupancy = _ContentHash(width, height), _PixelCount(class_count), OccupancyCount(width, height)
     nuclei = NucleusCount(class_count)
     with ThreadPoolExecutor(8, "wsigen-scan") as pool:
@@ -134,7 +134,7 @@ class NucleusCount:
         self._with_instances = False
 
     def add(self, band: MaskWindow) -> None:
-        """Take the next band of whole rows; all have an instance plane, or none."""
+        """Add the next band of whole rows; all bands have an instance plane, or none has."""
         if band.instances is not None:
             self._with_instances = True
             self._instances.add(band.classes, band.instances)

@@ -14,9 +14,10 @@ GLASS, TISSUE, UNKNOWN = 0, 1, 255
 class MaskWindow:
     """A rectangle of a slide mask.
 
-    classes: (H, W) uint8, 0 background, then the model's classes.
-    instances: (H, W) uint32, one id per nucleus, 0 background; None where the mask has no instance plane.
-    tissue: (H, W) uint8, 0 glass, 1 tissue, 255 unknown; None where the mask has no tissue plane.
+    Attributes:
+        classes: (H, W) uint8, 0 background, then the model's classes.
+        instances: (H, W) uint32, one id per nucleus, 0 background; None if the mask has no instance plane.
+        tissue: (H, W) uint8, 0 glass, 1 tissue, 255 unknown; None if the mask has no tissue plane.
     """
 
     classes: np.ndarray
@@ -29,11 +30,11 @@ class MaskWindow:
         return self.classes.shape[0], self.classes.shape[1]
 
     def padded(self, rows: tuple[int, int], columns: tuple[int, int]) -> MaskWindow:
-        """The window with so many pixels more before and after its rows and columns, reflected; at most as many."""
+        """Add reflected pixels before and after the rows and columns; on each side at most as many as there are."""
         return self._changed(lambda plane: np.pad(plane, (rows, columns), "symmetric"))
 
     def take(self, rows: np.ndarray | slice, columns: np.ndarray | slice) -> MaskWindow:
-        """The window made of these rows and columns; index arrays may repeat or reorder them."""
+        """Select rows and columns; index arrays may repeat or reorder them."""
         return self._changed(lambda plane: np.ascontiguousarray(plane[rows][:, columns]))
 
     def _changed(self, change: Callable[[np.ndarray], np.ndarray]) -> MaskWindow:

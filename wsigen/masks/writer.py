@@ -1,7 +1,7 @@
-"""Write a slide mask, row band by row band, without ever holding it whole.
+"""Write a slide mask in bands of rows; the whole mask is never in memory.
 
-A TIFF wants each plane by itself while bands bring all planes together, so compressed tiles wait in temporary files,
-one per plane. The mask appears under its name only when it is complete.
+A TIFF stores one plane after the other, while each band has all planes. Compressed tiles are therefore kept in
+temporary files, one per plane. The mask appears under its name only when it is complete.
 """
 
 from __future__ import annotations
@@ -45,14 +45,17 @@ def write_slide_mask(
 
     Args:
         path: the file to write; its folder must exist.
-        width, height: size of the slide in pixels.
+        width: width of the slide in px.
+        height: height of the slide in px.
         mpp: microns per pixel, or None for a mask without resolution.
         bands: either bands of whole rows from top to bottom, of any height, or a function that returns the rows
             y0 .. y1 - 1 (None for rows of background, id 0 and glass); asked once for each row, from top to bottom.
-        instances, tissue: whether to write these planes; the bands must have them.
+        instances: whether to write the instance plane; the bands must have it.
+        tissue: whether to write the tissue plane; the bands must have it.
         overwrite: replace an existing file.
 
-    Raises `MaskError` where the file exists, the folder does not, or bands do not fit the size or the planes.
+    Raises:
+        MaskError: the file exists, its folder does not, or bands do not fit the size or the planes.
     """
     path = Path(path)
     if path.is_dir():

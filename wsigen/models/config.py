@@ -197,7 +197,7 @@ class ModelConfig:
         return Guidance(scale, learned)
 
     def to_json(self) -> str:
-        """Serialise; :meth:`from_json` reads it back to an equal object."""
+        """Serialise; ``from_json`` reads it back to an equal object."""
         data = asdict(replace(self, styles=()))
         data["classes"] = self.classes.to_config()
         data["styles"] = [style.to_config() for style in self.styles]
@@ -206,7 +206,7 @@ class ModelConfig:
 
     @classmethod
     def from_json(cls, text: str, origin: str = "config.json") -> ModelConfig:
-        """Parse :meth:`to_json`'s text; ``origin`` names the file in errors."""
+        """Parse ``to_json``'s text; ``origin`` names the file in errors."""
         try:
             data: dict[str, Any] = json.loads(text)
             data["classes"] = ClassTable.from_config(data["classes"])
@@ -241,7 +241,7 @@ class ModelConfig:
 
     @classmethod
     def preset(cls, name: str) -> ModelConfig:
-        """Return an untrained architecture by name: see :data:`PRESETS`."""
+        """Return an untrained architecture by name: see ``PRESETS``."""
         if name not in PRESETS:
             raise ModelError(f"no architecture is called {name!r}; there are: {', '.join(PRESETS)}")
         return PRESETS[name]

@@ -36,7 +36,13 @@ MIN_TISSUE_PIXELS = 10_000
 
 @dataclass(frozen=True)
 class StyleRange:
-    """Normalisation of style vectors: statistics of the training slides, and the clamp in standard deviations."""
+    """Normalisation of style vectors.
+
+    Attributes:
+        mean: means of the six numbers over the training slides.
+        std: their standard deviations.
+        clamp: largest normalised value, in standard deviations.
+    """
 
     mean: tuple[float, ...] = (0.22, 0.40, 0.18, 0.14, 0.18, 0.10)
     std: tuple[float, ...] = (0.07, 0.09, 0.06, 0.04, 0.05, 0.03)
@@ -51,7 +57,7 @@ class StyleRange:
         return (np.asarray(vector, np.float64) - np.asarray(self.mean)) / np.asarray(self.std)
 
     def unscaled(self, normalised: np.ndarray) -> np.ndarray:
-        """Inverse of :meth:`scaled`: optical-density statistics (..., 6), float64."""
+        """Inverse of ``scaled``: optical-density statistics (..., 6), float64."""
         return np.asarray(normalised, np.float64) * np.asarray(self.std) + np.asarray(self.mean)
 
     @classmethod
@@ -62,7 +68,14 @@ class StyleRange:
 
 @dataclass(frozen=True)
 class StainStyle:
-    """One slide's colour: OD mean (R, G, B) and OD standard deviation (R, G, B) over tissue, and its glass white."""
+    """The colour of a slide.
+
+    Attributes:
+        name: name of the style.
+        vector: mean (red, green, blue) and standard deviation (red, green, blue) of optical density over tissue.
+        glass_rgb: colour of the glass, 0 to 255.
+        description: a line for people.
+    """
 
     name: str
     vector: tuple[float, ...] = (0.22, 0.40, 0.18, 0.14, 0.18, 0.10)
@@ -101,7 +114,7 @@ def tissue_pixels(density: np.ndarray) -> np.ndarray:
 def measure_style(rgb: np.ndarray, glass: np.ndarray, name: str, known: np.ndarray | None = None) -> StainStyle:
     """Measure the stain style of ``rgb`` (..., 3) uint8, over the pixels where ``known`` (...) is true.
 
-    ``glass`` (...) bool says where clear glass lies, for its white: see :func:`tissue_from_density`.
+    ``glass`` (...) bool says where clear glass lies, for its white: see ``tissue_from_density``.
 
     Raises ModelError when fewer than 10,000 pixels look like tissue.
     """

@@ -3,7 +3,7 @@
 A network follows its style input only in part: told a dark stain it paints one less dark. ``wsigen evaluate stain``
 measures what is painted of many inputs and fits it. Painting solves the inverse: the input whose painting is nearest
 to what is asked, by least squares within the range that the network was trained on. All numbers here are normalised
-as by :class:`wsigen.models.stain.StyleRange`: 0 is the mean of the training slides, 1 is one standard deviation.
+as by ``wsigen.models.stain.StyleRange``: 0 is the mean of the training slides, 1 is one standard deviation.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ DECIMALS = 5  # of an input: finer differences are those of one linear algebra l
 class StainResponse:
     """Painted numbers as polynomials of the numbers told.
 
-    rows: for each of the six painted numbers a coefficient for each term of :func:`terms`, 7 (first degree) or 28
+    rows: for each of the six painted numbers a coefficient for each term of ``terms``, 7 (first degree) or 28
     (second degree). Raises ValueError for other shapes and for numbers that are not finite.
     """
 
@@ -84,7 +84,7 @@ def terms(told: np.ndarray, degree: int) -> np.ndarray:
 
 
 def term_slopes(told: np.ndarray, degree: int) -> np.ndarray:
-    """Derivatives of :func:`terms` at one input (6,): (7 or 28, 6)."""
+    """Derivatives of ``terms`` at one input (6,): (7 or 28, 6)."""
     parts = [np.zeros((1, NUMBERS)), np.eye(NUMBERS)]
     if degree == 2:
         one, other = np.triu_indices(NUMBERS)

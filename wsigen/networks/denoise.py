@@ -29,7 +29,7 @@ from wsigen.networks.guided import GuidedNetwork
 def model_sampler(
     config: ModelConfig, schedule: NoiseSchedule, num_inference_steps: int, name: str = "", eta: float = 0.0
 ) -> Sampler:
-    """The sampler of :meth:`ModelConfig.sampler_for`, at the model's own spacing of steps."""
+    """The sampler of ``ModelConfig.sampler_for``, at the model's own spacing of steps."""
     chosen = cast(SamplerName, config.sampler_for(num_inference_steps, name))
     fitted = [FittedStep(*row) for row in config.fitted_solver(num_inference_steps)] if chosen == "fitted" else ()
     return make_sampler(chosen, schedule, num_inference_steps, eta, final_step=config.final_step, fitted=fitted)

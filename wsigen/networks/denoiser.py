@@ -1,6 +1,6 @@
 """The contract of a denoiser: what predicts a clean window from a noisy one, and from what it is told.
 
-A model's folder names its architecture; `from_pretrained` of :class:`Denoiser` finds the class and builds it. This
+A model's folder names its architecture; `from_pretrained` of `Denoiser` finds the class and builds it. This
 package has "nasdm-unet". Another package that is installed beside it brings one with an entry point of the group
 "wsigen.denoisers", whose name is the architecture's and whose value is the class.
 """

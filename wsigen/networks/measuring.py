@@ -59,7 +59,7 @@ class NetworkConfig:
             raise ModelError(f"{path}: not the configuration of a measuring network ({error!r})") from error
 
     def to_json(self) -> str:
-        """Serialise; :meth:`load` reads it back."""
+        """Serialise; ``load`` reads it back."""
         return json.dumps(asdict(self) | {"classes": self.classes.to_config()}, indent=2) + "\n"
 
 
@@ -133,7 +133,7 @@ DECAYS = 2  # blur, noise: see wsigen.training.recognising
 
 
 class FeatureNetwork(MeasuringNetwork):
-    """Describes a patch of any size, 64 px or more; see :class:`Description`.
+    """Describes a patch of any size, 64 px or more; see ``Description``.
 
     It learns to say which nuclei a patch holds, which source image it is from, and how much it was blurred or made
     noisy: the last keeps fine texture in the features, which classes alone would not need.

@@ -4,7 +4,7 @@ The layout follows the network that NASDM released (Shrivastava and Fletcher 202
 image synthesis via diffusion models", and Dhariwal and Nichol 2021). Two additions serve whole slides: the neighbour
 context enters beside the noisy image, and a stain-style vector enters beside the time embedding.
 
-SPADE's gamma and beta depend on the mask alone, not on time or image. :meth:`UNet.spade_maps` computes them once for
+SPADE's gamma and beta depend on the mask alone, not on time or image. `UNet.spade_maps` computes them once for
 a batch of windows, and every denoising step reuses them.
 """
 
@@ -96,7 +96,7 @@ class SpadeNorm(nn.Module):
         scale: Tensor | None = None,
         shift: Tensor | None = None,
     ) -> Tensor:
-        """Normalise ``x`` (B, C, H, W) with ``maps`` from :meth:`maps`."""
+        """Normalise ``x`` (B, C, H, W) with ``maps`` from ``maps``."""
         return group_norm(x, self.groups, gamma=maps[0], beta=maps[1], scale=scale, shift=shift)
 
 
@@ -184,7 +184,7 @@ class Stage(nn.Module):
 
 
 class UNet(nn.Module):
-    """The denoiser's network; see :class:`wsigen.models.config.UNetConfig` for its shape.
+    """The denoiser's network; see ``wsigen.models.config.UNetConfig`` for its shape.
 
     ``planes`` is the number of planes that modulate the decoder, ``out_channels`` 3, or 6 with learned variance,
     ``pixels`` the number of channels of images beside the noisy one, ``vectors`` the lengths of vectors by name that

@@ -1,4 +1,4 @@
-"""The U-Net of :mod:`wsigen.networks.unet`, run for inference with the fewest passes over its feature maps.
+"""The U-Net of `wsigen.networks.unet`, run for inference with the fewest passes over its feature maps.
 
 The same weights and the same sums in the same order, cut otherwise:
 

@@ -6,7 +6,7 @@ then (1, 1). The outermost M pixels of a window, a quarter of the overlap, are n
 beyond them paints them worse. The first windows begin M pixels before the slide, which makes all windows alike. Of what
 is left, even windows hold all along an axis, W - 2 M pixels, and odd ones what the even ones leave them,
 W - 2 O + 2 M, and B = ``blend`` pixels more at each end: in these bands two windows hold a pixel, in two dimensions up
-to four, and the slide shows their weighted mean. All of it repeats with the period 2 S::
+to four, and the slide shows their weighted mean. All of it repeats with the period 2 S:
 
     |<------ even: W - 2 M ------>|           |<------ even: W - 2 M ------>| ...
                              |<- odd: W - 2 O + 2 M + 2 B ->|

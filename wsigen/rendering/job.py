@@ -1,6 +1,6 @@
 """Render a plan: the function behind ``wsigen render``, and a slide while it is rendered.
 
-:func:`render` paints the canvas, encodes the pyramid and keeps a picture of the whole slide up to date meanwhile, and
+``render`` paints the canvas, encodes the pyramid and keeps a picture of the whole slide up to date meanwhile. It
 writes the record from which the same pixels can be painted again. `wsigen.rendering.many` does so for many slides on
 one set of workers.
 """
@@ -30,7 +30,19 @@ from wsigen.slides.formats import check_target
 
 @dataclass(frozen=True)
 class RenderResult:
-    """What a render wrote. ``timings``: seconds by stage, and the share of the painting that devices were idle."""
+    """What a render wrote.
+
+    Attributes:
+        slide: the slide.
+        picture: picture of the whole slide, beside it.
+        record: record of the render, beside the slide; `wsigen render --from` takes it.
+        width: width of the slide in px.
+        height: height of the slide in px.
+        windows: windows of the slide, or of its part.
+        painted: windows that this run painted; the others are glass, or were painted before the run was resumed.
+        seconds: time of the whole run.
+        timings: seconds by stage, and ``idle_share``, the share of the painting in which the devices were idle.
+    """
 
     slide: Path
     picture: Path
@@ -55,12 +67,28 @@ def render(
     on_rows: Callable[[int], None] = lambda rows: None,
     **settings: Unpack[RenderKeywords],
 ) -> RenderResult:
-    """Paint the slide of ``mask`` to ``out`` (default: beside the mask), and a picture and a record beside it.
+    """Paint the slide of a mask, and write a picture and a record beside it.
 
-    Further keywords are those of :class:`wsigen.config.RenderSettings`: ``model``, ``style``, ``seed``, ``steps`` and
-    so on. An existing slide is replaced only with ``overwrite``; a canvas that an interrupted render left is continued
-    with ``resume`` and discarded with ``overwrite``. ``on_plan``, ``on_paint`` and ``on_rows`` report the plan, windows
-    painted, and pixel rows encoded. With more than one worker call it under ``if __name__ == "__main__"``.
+    With more than one worker, call it under ``if __name__ == "__main__"``: worker processes import the main file.
+
+    Args:
+        mask: the slide mask.
+        out: the slide to write. None: beside the mask, with the ending of the format.
+        overwrite: replace an existing slide, and discard the canvas of an interrupted render.
+        resume: continue an interrupted render from its canvas.
+        keep_canvas: keep the store of painted pixels when the slide is finished.
+        on_plan: called once with the plan, before anything is written.
+        on_paint: called with the progress, again and again while windows are painted.
+        on_rows: called with the number of pixel rows that are encoded.
+        **settings: fields of `RenderSettings`, such as ``model``, ``style``, ``seed`` and ``steps``.
+
+    Raises:
+        SettingsError: a setting is unknown or out of its range, or a file is in the way.
+        MaskError: the mask cannot be read.
+        ModelError: the model or the style cannot be found.
+        StoreError: the canvas is damaged, or belongs to another run.
+        SlideError: the slide cannot be written.
+        ClusterError: the workers or the Dask cluster failed.
     """
     started = time.monotonic()
     plan = plan_render(mask, out, RenderSettings.from_keywords(settings))
@@ -132,7 +160,7 @@ class RenderJob(StageJob):
 
 
 def _make_way(plan: RenderPlan, overwrite: bool, resume: bool) -> None:
-    """Refuse to touch what exists unless told to; discard an old canvas only to overwrite."""
+    """Raise SettingsError for existing files, unless they may be replaced; delete an old canvas only to overwrite."""
     if plan.out.exists() and not (overwrite or resume):
         raise SettingsError(f"{plan.out} exists; replace it with --overwrite, or choose another name with -o")
     if plan.out.exists() and resume and not overwrite and not plan.canvas.exists():

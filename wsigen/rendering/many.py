@@ -1,7 +1,7 @@
-"""Many slides on one set of workers: the next one fills the workers that the end of one leaves idle.
+"""Many slides on one set of workers: while one slide ends, idle workers begin with the next one.
 
-Every mask is painted with every seed and every style. ``manifest.csv`` in the output folder says what became of each
-slide; it is written anew whenever one ends, so that a series can be resumed.
+Every mask is painted with every seed and every style. ``manifest.csv`` in the output folder holds the state of each
+slide. It is written again whenever a slide ends, so that a series can be resumed.
 """
 
 from __future__ import annotations
@@ -32,7 +32,23 @@ SLIDES_AT_A_TIME = 3  # one that ends, one that is painted, one that fills the g
 
 @dataclass(frozen=True)
 class SlideEntry:
-    """A line of the manifest. ``status``: waiting, done, skipped (it was there) or failed, with the error."""
+    """A line of the manifest.
+
+    Attributes:
+        slide: file name of the slide.
+        mask: path of the mask.
+        seed: seed of the noise.
+        style: name of the stain style.
+        status: "waiting", "done", "skipped" (the slide existed already) or "failed".
+        width: width of the slide in px.
+        height: height of the slide in px.
+        windows: windows of the slide.
+        painted: windows that this run painted.
+        seconds: time from the beginning of this slide to its end.
+        mask_sha256: hash of the mask's content.
+        model_sha256: hash of the model's configuration and weights.
+        error: reason of a failure, in one line.
+    """
 
     slide: str
     mask: str
@@ -52,7 +68,7 @@ class SlideEntry:
 def list_slides(
     masks: Sequence[str | Path], seeds: Sequence[int], styles: Sequence[str], config: ModelConfig, ending: str = ".svs"
 ) -> list[SlideEntry]:
-    """One entry for every mask, seed and style; ``styles`` may be ("all",). Raises SettingsError for equal names."""
+    """One entry for every mask, seed and style; ``styles`` may be ("all",). SettingsError for equal names."""
     chosen = [style.name for style in config.styles] if list(styles) == ["all"] else list(styles)
     chosen = [config.style(name).name for name in chosen] or [config.style().name]
     entries = [
@@ -82,11 +98,30 @@ def render_many(
     on_windows: Callable[[int], None] = lambda windows: None,
     **settings: Unpack[RenderKeywords],
 ) -> list[SlideEntry]:
-    """Paint every mask with every seed and style into the folder ``out``, and write its manifest.csv.
+    """Paint every mask with every seed and every style into a folder, and write its ``manifest.csv``.
 
-    Further keywords are those of :class:`wsigen.config.RenderSettings`. Slides that are there already are skipped with
-    ``resume`` and replaced with ``overwrite``. A slide that fails is noted and the others go on. ``on_plan``,
-    ``on_slide`` (its entry, slides ended, of how many) and ``on_windows`` (painted so far, of all) report.
+    If a slide fails, its entry holds the reason, and the other slides are painted all the same.
+
+    Args:
+        masks: the slide masks.
+        out: folder of the slides; it is made if it does not exist.
+        seeds: seeds of the noise.
+        styles: names of stain styles, or ("all",) for all styles of the model. Empty: the model's default style.
+        overwrite: replace existing slides.
+        resume: skip slides that exist, and continue unfinished ones.
+        keep_canvas: keep the stores of painted pixels.
+        on_plan: called with the plan of each slide before it is painted.
+        on_slide: called when a slide ends, with its entry, the number of slides ended, and the number of all slides.
+        on_windows: called with the number of windows that are done so far, of all slides together.
+        **settings: fields of `RenderSettings`, but for ``canvas`` and ``rect``.
+
+    Returns:
+        One entry for each slide, in the order of masks, seeds and styles.
+
+    Raises:
+        SettingsError: a setting is unknown or out of its range, or slides exist already.
+        ModelError: the model or a style cannot be found.
+        ClusterError: the workers or the Dask cluster failed.
     """
     out = Path(out)
     base = RenderSettings.from_keywords(settings)
@@ -108,7 +143,7 @@ def render_many(
 
 
 class _Series:
-    """The slides that wait, and those that are under way."""
+    """The slides that wait, and those that are being rendered."""
 
     def __init__(
         self,

@@ -1,8 +1,7 @@
-"""A slide that need not exist: everything that takes an OpenSlide object can read it, and pixels are painted on demand.
+"""A slide that is not rendered in advance: an OpenSlide object whose pixels are painted when they are read.
 
-Level 0 has the pixels of a full render before JPEG; the other levels are its fixed 2 x 2 means, made from tiles of the
-level below. A tile of level k costs 4^k tiles of level 0 unless they are at hand, so the coarse levels of a large slide
-are dear.
+Level 0 has the pixels of a full render before JPEG. Each other level is made of 2 x 2 means of the level below. A tile
+of level k needs 4^k tiles of level 0, unless these are in the cache, so that coarse levels of a large slide take long.
 """
 
 from __future__ import annotations
@@ -34,20 +33,28 @@ TILE_CACHE_BYTES = 256 << 20
 def open_generated(
     mask: str | Path, *, cache_bytes: int = CACHE_BYTES, **settings: Unpack[RenderKeywords]
 ) -> GeneratedSlide:
-    """Open the slide of a mask without rendering it; see :class:`GeneratedSlide`.
+    """Open the slide of a mask without rendering it. Close it after use, or use it as a context manager.
 
-    Keywords are those of :class:`wsigen.config.RenderSettings` that decide pixels (``model``, ``style``, ``seed``,
-    ``steps``, ``batch_size``...). ``cache_bytes`` bounds the painted windows that are kept.
+    Args:
+        mask: the slide mask.
+        cache_bytes: most bytes of painted windows that are kept in memory.
+        **settings: fields of `RenderSettings` that decide pixels, such as ``model``, ``style``, ``seed`` and ``steps``.
+
+    Raises:
+        SettingsError: a setting is unknown or out of its range.
+        MaskError: the mask cannot be read.
+        ModelError: the model or the style cannot be found.
     """
     return GeneratedSlide(plan_render(mask, None, RenderSettings.from_keywords(settings)), cache_bytes)
 
 
 class GeneratedSlide(openslide.AbstractSlide):
-    """The slide of a plan, painted where it is looked at. Threads may share it; close it when done.
+    """The slide of a plan; regions are painted when they are read. Threads may share it. Close it after use.
 
-    Tiles are squares of ``tile_size`` pixels at every level, those at the right and lower edge cropped. A viewer asks
-    `tile_is_painted` for what it can show at once, and calls `paint_tile` with a ``cancelled`` that answers yes when
-    the tile is no longer looked at. ``batch_size`` windows are painted at a time: few answer soon, many paint fast.
+    Tiles are squares of ``tile_size`` pixels at every level; those at the right and lower edge are cropped. A viewer
+    calls `tile_is_painted` to find the tiles that it can show at once. It calls `paint_tile` with a function
+    ``cancelled``, which returns true when the tile is no longer in view. ``batch_size`` windows are painted at a time:
+    a small number gives the first pixels sooner, a large number paints more windows per second.
     """
 
     tile_size = TILE
@@ -72,7 +79,7 @@ class GeneratedSlide(openslide.AbstractSlide):
         return "wsigen"
 
     def close(self) -> None:
-        """Stop painting and let go of everything."""
+        """Stop painting and free the memory."""
         self.painter.close()
         with self._lock:
             self._tiles.clear()
@@ -90,12 +97,12 @@ class GeneratedSlide(openslide.AbstractSlide):
 
     @property
     def level_downsamples(self) -> tuple[float, ...]:
-        """Powers of two."""
+        """Downsampling factor of each level: 1, 2, 4, ..."""
         return tuple(float(2**level) for level in range(self.level_count))
 
     @property
     def properties(self) -> Mapping[str, str]:
-        """Scale, levels and provenance under OpenSlide's names."""
+        """Scale and levels under OpenSlide's names, and provenance under names that begin with ``wsigen.``."""
         plan = self.plan
         found = {
             openslide.PROPERTY_NAME_VENDOR: "wsigen",
@@ -118,18 +125,24 @@ class GeneratedSlide(openslide.AbstractSlide):
 
     @property
     def associated_images(self) -> Mapping[str, Image.Image]:
-        """The label; thumbnail and macro would need the whole slide."""
+        """The label alone: thumbnail and macro would need the whole slide."""
         label = draw_label(self.plan.metadata, *self.dimensions)
         return MappingProxyType({"label": Image.fromarray(label).convert("RGBA")})
 
     def get_best_level_for_downsample(self, downsample: float) -> int:
-        """Return the coarsest level that is not coarser than this."""
+        """Return the coarsest level whose downsampling factor is at most ``downsample``; at least level 0."""
         return max(level for level in range(self.level_count) if level == 0 or 2**level <= downsample)
 
     def read_region(self, location: tuple[int, int], level: int, size: tuple[int, int]) -> Image.Image:
-        """Read (w, h) pixels of a level as RGBA, painting what is missing; transparent outside the slide.
+        """Read a region of a level as RGBA, and paint it where needed; transparent outside the slide.
 
-        location: upper left corner in level 0 pixels; at other levels rounded down to a pixel.
+        Args:
+            location: x and y of the upper left corner in px of level 0; rounded down to a pixel of the level.
+            level: the level.
+            size: width and height in px of the level.
+
+        Raises:
+            SettingsError: there is no such level, or a size is negative.
         """
         if not 0 <= level < self.level_count or min(size) < 0:
             raise SettingsError(f"level {level}, size {size}: the slide has levels 0 to {self.level_count - 1}")
@@ -146,9 +159,18 @@ class GeneratedSlide(openslide.AbstractSlide):
     def pixels(
         self, level: int, x: int, y: int, width: int, height: int, cancelled: Callable[[], bool] = never
     ) -> np.ndarray:
-        """Pixels of a region inside a level, in its own coordinates: uint8 (height, width, 3).
+        """Read a region inside a level: RGB, uint8 (height, width, 3).
 
-        Raises InterruptedError once ``cancelled`` answers yes.
+        Args:
+            level: the level.
+            x: left edge in px of the level.
+            y: upper edge in px of the level.
+            width: width in px of the level.
+            height: height in px of the level.
+            cancelled: called before each window; painting stops when it returns true.
+
+        Raises:
+            InterruptedError: ``cancelled`` returned true.
         """
         if level == 0:
             return self.painter.region(x, y, width, height, cancelled)
@@ -163,7 +185,7 @@ class GeneratedSlide(openslide.AbstractSlide):
         return out
 
     def paint_tile(self, level: int, column: int, row: int, cancelled: Callable[[], bool] = never) -> np.ndarray:
-        """One tile, painted if need be: uint8 (h, w, 3). Raises InterruptedError once ``cancelled`` answers yes."""
+        """Read one tile, painted where needed: uint8 (h, w, 3). InterruptedError when ``cancelled`` returns true."""
         key = level, column, row
         with self._lock:
             if key in self._tiles:
@@ -182,7 +204,7 @@ class GeneratedSlide(openslide.AbstractSlide):
         return tile
 
     def tile_is_painted(self, level: int, column: int, row: int) -> bool:
-        """Whether `paint_tile` would answer without painting."""
+        """Whether `paint_tile` would return this tile without painting."""
         with self._lock:
             if (level, column, row) in self._tiles:
                 return True

@@ -1,6 +1,6 @@
 """What a render will do, resolved and checked before anything is touched.
 
-:func:`plan_render` reads and checks everything and touches nothing; :class:`RenderPlan` then says what would be done.
+``plan_render`` reads and checks all inputs and writes nothing; ``RenderPlan`` then says what a render would do.
 """
 
 from __future__ import annotations
@@ -32,11 +32,22 @@ LABEL_ENDINGS = {"geojson": ".geojson", "db": ".db", "coco": ".coco.json", "ome.
 
 @dataclass(frozen=True, kw_only=True)
 class RenderPlan(StagePlan):
-    """Everything that a render will do, resolved and checked."""
+    """What a render will do, resolved and checked. `StagePlan` has the other attributes.
+
+    Attributes:
+        mask: the slide mask.
+        summary: what the mask holds: size, nuclei by class, hash.
+        mask_mpp: µm per pixel as stored in the mask, or None.
+        jpeg_quality: quality of the slide's tiles, 1 to 100.
+        resamples: whether the mask is resampled to the model's scale.
+        format: format of the slide.
+        labels_format: format of the nuclei that are written beside the slide, or None.
+        patient_id: identifier of the patient in DICOM.
+    """
 
     mask: Path
     summary: MaskSummary
-    mask_mpp: float | None  # as stored in the mask
+    mask_mpp: float | None
     jpeg_quality: int
     resamples: bool
     format: SlideFormat = FORMATS["svs"]
@@ -44,19 +55,19 @@ class RenderPlan(StagePlan):
     patient_id: str = ""
 
     def beside(self, ending: str) -> Path:
-        """What lies beside the slide, by its ending."""
+        """Path beside the slide: its name with another ending."""
         return self.out.with_name(stem_of(self.out) + ending)
 
     @property
     def labels(self) -> Path | None:
-        """The ground truth beside the slide, if it is asked for."""
+        """File of the nuclei beside the slide; None if no labels are asked for."""
         if self.labels_format is None:
             return None
         return self.beside(LABEL_ENDINGS[self.labels_format])
 
     @property
     def metadata(self) -> SlideMetadata:
-        """What the slide says about itself."""
+        """Scale, objective power and provenance that are written into the slide."""
         spec = self.spec
         provenance = {
             "version": __version__,
@@ -84,17 +95,17 @@ class RenderPlan(StagePlan):
 
     @property
     def resampled_mask(self) -> Path:
-        """The mask at the slide's scale, written only where it was resampled."""
+        """The mask at the slide's scale; it is written only if the mask is resampled."""
         return self.beside("_mask.tif")
 
     @property
     def companions(self) -> list[Path]:
-        """What is written beside the slide."""
+        """Files that are written beside the slide."""
         labels = [self.labels] if self.labels is not None else []
         return [self.picture, self.record, *labels] + [self.resampled_mask] * self.resamples
 
     def describe(self) -> list[str]:
-        """Lines for people: the model and its terms; the mask and what it holds; notes of what looks wrong."""
+        """Lines to print: the model and its terms, the mask and its nuclei, and warnings."""
         config, summary, spec = self.config, self.summary, self.spec
         model = (
             f"model {config.name} v{config.version} ({config.terms or config.licence or 'own weights'}), style "
@@ -114,13 +125,21 @@ class RenderPlan(StagePlan):
 
 
 def open_mask(path: str | Path, class_count: int = 6) -> SlideMask:
-    """Open a slide mask for windowed reading; MaskError says what is wrong with a bad one."""
+    """Open a slide mask, to read it window by window. Close it after use, or use it as a context manager.
+
+    Args:
+        path: the mask, a TIFF.
+        class_count: largest class number that the mask may hold.
+
+    Raises:
+        MaskError: the file cannot be read as a slide mask.
+    """
     return SlideMask.open(path, class_count)
 
 
 @dataclass(frozen=True)
 class MaskFacts:
-    """What a render needs to know of a mask: read in one pass, the same for every seed and style."""
+    """Facts of a mask that a render needs: read in one pass, the same for every seed and style."""
 
     summary: MaskSummary
     stored_mpp: float | None
@@ -131,7 +150,7 @@ class MaskFacts:
     def read(
         cls, mask: str | Path, config: ModelConfig, watch: Callable[[MaskWindow], None] = lambda band: None
     ) -> MaskFacts:
-        """Read a mask once, from end to end; ``watch`` sees its bands, from the top down."""
+        """Read a whole mask once; ``watch`` is called with its bands, from the top down."""
         with SlideMask.open(mask, len(config.classes)) as source:
             target = target_mpp(source.mpp, config.mpp)
             scaled = resampled_to(source, target)
@@ -145,9 +164,18 @@ def plan_render(
     settings: RenderSettings | None = None,
     facts: MaskFacts | None = None,
 ) -> RenderPlan:
-    """Resolve and check a render without writing anything. Raises a WsigenError that names what to mend.
+    """Resolve and check a render without writing anything.
 
-    ``facts`` are of this mask, where they are known already.
+    Args:
+        mask: the slide mask.
+        out: the slide to write. None: beside the mask, with the ending of the format.
+        settings: settings of the render. None: the defaults.
+        facts: facts of this mask, if it has been read already.
+
+    Raises:
+        SettingsError: a setting is out of its range, or the folder of the slide does not exist.
+        MaskError: the mask cannot be read, or does not fit the model.
+        ModelError: the model or the style cannot be found.
     """
     settings = settings or RenderSettings()
     folder = find_model(settings.model or DEFAULT_MODEL)
@@ -192,7 +220,7 @@ def plan_render(
 
 
 def rect_of(rect: tuple[int, int, int, int] | None, grid: WindowGrid) -> Rectangle | None:
-    """The part that is asked for; SettingsError if it is not inside the slide."""
+    """Check the part to paint; SettingsError if it is not inside the slide."""
     if rect is None:
         return None
     x, y, width, height = rect
@@ -204,7 +232,7 @@ def rect_of(rect: tuple[int, int, int, int] | None, grid: WindowGrid) -> Rectang
 
 
 def _slide_path(mask: str | Path, out: str | Path | None, format: str | None) -> Path:
-    """Where the slide goes: beside the mask unless it is said. Its format must be known and fit its name."""
+    """Path of the slide, by default beside the mask. Its format must be known and fit its name."""
     ending = FORMATS[format].ending if format in FORMATS else ".svs"
     path = Path(out) if out else Path(mask).with_suffix(ending)
     if format_of(path, format).name == "dicom":

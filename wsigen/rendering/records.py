@@ -36,7 +36,7 @@ MENDS = {
 
 
 def record_of(slide: str | Path) -> Path:
-    """Where the record of a slide lies, whatever the slide's format."""
+    """Return the path of a slide's record, for every format of slides."""
     return Path(slide).with_name(stem_of(slide) + ".json")
 
 
@@ -44,21 +44,27 @@ def record_of(slide: str | Path) -> Path:
 class SlideRecord:
     """A record that was read.
 
-    settings: keywords of :class:`wsigen.config.RenderSettings` that paint the slide again, all but the model.
-    run: the run record, see `wsigen.painting.spec.run_record`.
+    Attributes:
+        path: file of the record.
+        mask: path of the mask.
+        model: folder of the model.
+        model_name: name of the model.
+        version: version of wsigen that painted the slide; "" in old records.
+        settings: fields of `RenderSettings` that paint the slide again, without the model.
+        run: the run record: everything that decides the pixels.
     """
 
     path: Path
     mask: Path
-    model: Path  # folder
+    model: Path
     model_name: str
-    version: str  # of wsigen; "" in old records
+    version: str
     settings: Mapping[str, Any]
     run: Mapping[str, Any]
 
     @classmethod
     def read(cls, path: str | Path) -> SlideRecord:
-        """Read a record. Raises SettingsError if the file is none, or one from before pixels were numbered."""
+        """Read a record. SettingsError if the file is no record, or is older than the numbering of pixels."""
         path = Path(path)
         try:
             record = json.loads(path.read_text(encoding="utf-8"))
@@ -77,7 +83,7 @@ class SlideRecord:
             raise SettingsError(f"{path} is not the .json record of a slide ({error!r})") from error
 
     def find_mask(self) -> Path:
-        """The mask, where the record says. Raises SettingsError if it is not there any more."""
+        """Return the path of the mask. SettingsError if the file does not exist any more."""
         if not self.mask.is_file():
             raise SettingsError(
                 f"{self.path}: its mask {self.mask} is missing; name it: wsigen render MASK --from {self.path.name}"
@@ -85,7 +91,7 @@ class SlideRecord:
         return self.mask
 
     def find_model(self) -> str:
-        """The model's folder, or else the model of that name that ships. Raises SettingsError if there is neither."""
+        """Return the model's folder, else the name of the model that ships. SettingsError if neither exists."""
         if (self.model / CONFIG_FILE).is_file():
             return str(self.model)
         if self.model_name in shipped_models():
@@ -95,7 +101,7 @@ class SlideRecord:
         )
 
     def check(self, run: Mapping[str, Any]) -> None:
-        """Refuse a run that would paint other pixels than the record's slide; SettingsError names what differs."""
+        """Compare with the run record of a new run. SettingsError names what differs if pixels would differ."""
         difference = first_difference(self.run, run)
         if difference is None:
             return

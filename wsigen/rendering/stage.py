@@ -31,7 +31,22 @@ def canvas_beside(out: Path) -> Path:
 
 @dataclass(frozen=True, kw_only=True)
 class StagePlan(ABC):
-    """What painting a canvas takes. ``source_sha256`` stands for the content of what is painted from."""
+    """What painting a canvas takes.
+
+    Attributes:
+        out: the file to write.
+        config: configuration of the model.
+        spec: all settings that decide pixels.
+        grid: the windows of the slide.
+        machine: devices and versions of what will paint.
+        workers: processes.
+        model_sha256: hash of the model's configuration and weights.
+        source_sha256: hash of the content that is painted from.
+        occupied: windows that may hold more than glass, bool (rows, columns).
+        scheduler: address or client of a Dask cluster, or None.
+        canvas_folder: folder of the canvas, or None for the one beside the file.
+        rect: the part that is written, in px of level 0; None: the whole slide.
+    """
 
     out: Path
     config: ModelConfig
@@ -41,10 +56,10 @@ class StagePlan(ABC):
     workers: int
     model_sha256: str
     source_sha256: str
-    occupied: np.ndarray = field(compare=False)  # windows that may hold more than glass, bool (rows, columns)
+    occupied: np.ndarray = field(compare=False)
     scheduler: Any = None
     canvas_folder: Path | None = None
-    rect: Rectangle | None = None  # the part that is written; None: all of it
+    rect: Rectangle | None = None
 
     @property
     def canvas(self) -> Path:

@@ -1,7 +1,7 @@
-"""Masks of slides that never existed: the functions behind ``wsigen mask sample``, ``mask layout`` and ``synth``.
+"""Synthetic masks: the functions behind ``wsigen mask sample``, ``mask layout`` and ``synth``.
 
-A layout says where what lies; the mask model paints a picture of the mask on a canvas, in the engine that paints
-slides; and the picture is decoded into a slide mask.
+A layout says where each region lies. The mask model paints a picture of the mask on a canvas, with the engine that
+paints slides. The picture is decoded into a slide mask.
 """
 
 from __future__ import annotations
@@ -59,9 +59,13 @@ LARGEST_SIDE = 1 << 18  # px
 
 @dataclass(frozen=True)
 class LayoutRequest:
-    """Where a layout comes from: a preset, a picture, a mask, or a layout that was written before.
+    """The source of a layout: a preset, a picture, a mask, or the file of a layout.
 
-    size: width and height of the slide in px; None where the source has one. more: factors of densities by class.
+    Attributes:
+        source: one of `wsigen.choices.LAYOUT_PRESETS`, or the path of a picture, a slide mask or a layout.
+        size: width and height of the slide in px, 64 to 262,144 each. None: the size of the source.
+        seed: seed of a preset.
+        more: name of a class to the factor of its density, such as ``{"neutrophil": 3}``.
     """
 
     source: str = "mixed"
@@ -70,7 +74,7 @@ class LayoutRequest:
     more: Mapping[str, float] = field(default_factory=dict)
 
     def resolve(self, config: ModelConfig) -> Layout:
-        """Make the layout for a model. Raises SettingsError or MaskError that names what to mend."""
+        """Make the layout for a model. Raises SettingsError or MaskError."""
         layout = self._made(config)
         if layout.classes != config.classes.names:
             raise SettingsError(
@@ -136,7 +140,11 @@ def find_mask_model(name_or_path: str) -> tuple[Path, ModelConfig]:
 
 @dataclass(frozen=True, kw_only=True)
 class MaskPlan(StagePlan):
-    """Everything that sampling a mask will do, resolved and checked. ``layout`` lies in its file already."""
+    """What sampling a mask will do, resolved and checked. `StagePlan` has the other attributes.
+
+    Attributes:
+        layout: the layout; its file is written already.
+    """
 
     layout: Layout
 
@@ -151,7 +159,7 @@ class MaskPlan(StagePlan):
         return Decoder(MaskCode.of(self.config.classes), self.config.limits)
 
     def describe(self) -> list[str]:
-        """Lines for people."""
+        """Lines to print: the model, and the layout with its expected nuclei."""
         counts = ", ".join(
             f"{count:,.0f} {name}" for name, count in zip(self.layout.classes, self.layout.expected(), strict=True)
         )
@@ -165,7 +173,17 @@ class MaskPlan(StagePlan):
 
 @dataclass(frozen=True)
 class MaskResult:
-    """What sampling wrote. nuclei: by class. dropped: decoded shapes that no real nucleus has."""
+    """What sampling wrote.
+
+    Attributes:
+        mask: the mask.
+        layout: its layout, beside it.
+        width: width in px.
+        height: height in px.
+        nuclei: number of nuclei by class.
+        dropped: decoded shapes that were left out, because no real nucleus has such a size or shape.
+        seconds: time of the whole run.
+    """
 
     mask: Path
     layout: Path
@@ -177,7 +195,7 @@ class MaskResult:
 
 
 def layout_beside(mask: Path) -> Path:
-    """Where the layout of a sampled mask lies."""
+    """Return the path of the layout of a sampled mask."""
     return mask.with_name(mask.stem + ".layout.tif")
 
 
@@ -193,11 +211,26 @@ def sample_mask(
     on_paint: Callable[[Progress], None] = lambda progress: None,
     on_rows: Callable[[int], None] = lambda rows: None,
 ) -> MaskResult:
-    """Sample a mask, and write it to ``out`` and its layout beside it.
+    """Sample a synthetic mask, and write its layout beside it.
 
-    Of ``settings`` count model, seed, steps, sampler, guidance_scale, window, overlap, batch_size, device, dtype,
-    workers, dask_scheduler, canvas and rect. With ``rect`` the mask is of that part alone, equal to it in the whole but
-    for the numbers of nuclei. ``on_plan``, ``on_paint`` and ``on_rows`` report the plan, windows painted, rows decoded.
+    Args:
+        out: the mask to write, a name that ends in .tif.
+        request: the source of the layout.
+        settings: model, seed, steps, sampler, guidance_scale, window, overlap, batch_size, device, dtype, workers,
+            dask_scheduler, canvas and rect are used. With ``rect`` the mask holds that part alone; it equals that part
+            of the whole mask, but its nuclei have other numbers. None: the defaults.
+        overwrite: replace an existing mask.
+        resume: continue an interrupted run from its canvas.
+        keep_canvas: keep the store of painted pixels.
+        on_plan: called once with the plan, before painting begins.
+        on_paint: called with the progress, again and again while windows are painted.
+        on_rows: called with the number of pixel rows that are decoded.
+
+    Raises:
+        SettingsError: a setting or the request is out of its range, or a file is in the way.
+        MaskError: the source of the layout cannot be read.
+        ModelError: there is no such mask model.
+        StoreError: the canvas is damaged, or belongs to another run.
     """
     started = time.monotonic()
     plan = plan_mask(out, request, settings or RenderSettings(), overwrite, resume)
@@ -234,7 +267,7 @@ class MaskJob(StageJob):
 def plan_mask(
     out: str | Path, request: LayoutRequest, settings: RenderSettings, overwrite: bool = False, resume: bool = False
 ) -> MaskPlan:
-    """Resolve and check; writes the layout beside ``out``, since whoever paints reads it from there."""
+    """Resolve and check a run, and write the layout beside ``out``, where the workers read it."""
     out = Path(out)
     folder, config = find_mask_model(settings.model)
     machine = machine_of(settings)
@@ -262,7 +295,7 @@ def plan_mask(
 
 
 def _make_way(out: Path, canvas: Path, overwrite: bool, resume: bool) -> None:
-    """Refuse to touch what exists unless told to."""
+    """Raise SettingsError for existing files, unless they may be replaced."""
     if out.suffix.lower() not in (".tif", ".tiff"):
         raise SettingsError(f"-o {out}: a mask is a TIFF; choose a name that ends in .tif")
     if not out.parent.is_dir():
@@ -277,14 +310,19 @@ def _make_way(out: Path, canvas: Path, overwrite: bool, resume: bool) -> None:
 
 @dataclass(frozen=True)
 class SynthResult:
-    """A slide that never existed, and its mask."""
+    """A synthetic slide and its mask.
+
+    Attributes:
+        mask: what sampling the mask wrote.
+        slide: what painting the slide wrote.
+    """
 
     mask: MaskResult
     slide: RenderResult
 
 
 def mask_of(slide: Path) -> Path:
-    """Where ``synth`` writes the mask of a slide."""
+    """Return the path of the mask that ``synth`` writes beside a slide."""
     return slide.with_name(stem_of(slide) + "_masks.tif")
 
 
@@ -304,10 +342,26 @@ def synthesise(
     on_paint: Callable[[Progress], None] = lambda progress: None,
     on_rows: Callable[[int], None] = lambda rows: None,
 ) -> SynthResult:
-    """Sample a mask and paint its slide, as two stages: windows are painted as soon as the mask around them is there.
+    """Sample a synthetic mask and paint its slide. A window is painted as soon as the mask around it is sampled.
 
-    ``settings`` are those of the slide; seed and machine hold for both. With ``resume`` a mask that is finished already
-    is taken as it is. The first three reports are of the mask, the others as those of `wsigen.render`.
+    Args:
+        slide: the slide to write; the mask is written beside it.
+        request: the source of the layout.
+        settings: settings of the slide; seed, batch_size, device, dtype, workers and dask_scheduler hold for the mask
+            too. None: the defaults.
+        mask_model: name or folder of the mask model; "" for the one that ships.
+        mask_steps: denoising steps of the mask. None: those of the mask model.
+        overwrite: replace an existing slide and mask.
+        resume: continue an interrupted run; a mask that is finished is used as it is.
+        on_mask_plan: called once with the plan of the mask.
+        on_mask: called with the progress of the mask, again and again while its windows are painted.
+        on_mask_rows: called with the number of pixel rows of the mask that are decoded.
+        on_plan: called once with the plan of the slide.
+        on_paint: called with the progress of the slide.
+        on_rows: called with the number of pixel rows of the slide that are encoded.
+
+    Raises:
+        WsigenError: the errors of `sample_mask` and of `render`.
     """
     started, settings = time.monotonic(), settings or RenderSettings()
     slide = Path(slide)

@@ -1,6 +1,6 @@
-"""Proof that a slide is what its record says: some of its windows are painted again and compared.
+"""Check that a slide fits its record: some of its windows are painted again and compared.
 
-JPEG changes pixels, so the painted ones are encoded with the slide's quality too; what then differs is rounding.
+JPEG changes pixels, so the new pixels are encoded with the slide's quality too. What remains is rounding.
 """
 
 from __future__ import annotations
@@ -25,14 +25,19 @@ TOLERANCE = 2.0  # of 255, on the mean absolute difference of a tile; decoders r
 
 @dataclass(frozen=True)
 class WindowCheck:
-    """A window that was painted again, and the mean absolute difference of the slide's tile there, of 255."""
+    """A window that was painted again.
+
+    Attributes:
+        window: the window.
+        difference: mean absolute difference between the slide's tile there and the new pixels, in levels of 255.
+    """
 
     window: Window
     difference: float
 
     @property
     def equal(self) -> bool:
-        """Whether the slide holds the window's pixels, as far as JPEG lets one tell."""
+        """Whether the difference is no larger than what JPEG can cause."""
         return self.difference <= TOLERANCE
 
 
@@ -45,11 +50,22 @@ def verify(
     seed: int = 0,
     **settings: Any,
 ) -> list[WindowCheck]:
-    """Paint ``windows`` random windows of a slide again and compare; those with tissue first.
+    """Paint random windows of a slide again, and compare them with the slide. Windows with tissue come first.
 
-    ``record`` (default: the .json beside the slide) says how it was painted; ``settings`` override it, such as
-    ``model`` or ``device``. ``seed`` chooses the windows. Raises SettingsError where mask, model or machine are not
-    those of the record, so that pixels would differ anyway.
+    Args:
+        slide: the slide, in a format that OpenSlide reads.
+        mask: the mask that the slide was painted from.
+        record: record of the slide. None: the .json beside it.
+        windows: how many windows to paint.
+        seed: seed of the choice of windows.
+        **settings: fields of `RenderSettings` that replace those of the record, such as ``model`` or ``device``.
+
+    Returns:
+        One entry for each window; ``equal`` says whether it agrees.
+
+    Raises:
+        SettingsError: the record is missing, or mask, model or machine differ from it, so that pixels would differ.
+        SlideError: the slide cannot be opened, or has another size.
     """
     path = Path(record) if record else record_of(slide)
     if not path.is_file():
@@ -90,7 +106,7 @@ def _choose(generated: GeneratedSlide, rect: tuple[int, int, int, int], count: i
 def _check(
     slide: openslide.OpenSlide, generated: GeneratedSlide, window: Window, jpeg: TileJpeg, origin: tuple[int, int]
 ) -> WindowCheck:
-    """Compare the tile of the slide that holds the window's middle; tiles count from the slide's own corner."""
+    """Compare the tile of the slide that holds the window's middle; tiles are counted from the slide's corner."""
     held = generated.plan.grid.held(window)
     width, height = slide.dimensions
     middle = (held.x + held.width // 2 - origin[0], held.y + held.height // 2 - origin[1])

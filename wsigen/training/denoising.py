@@ -79,7 +79,7 @@ class DenoisingTrainer(Trainer):
         return NoisyBatch(batch, t, noise)
 
     def losses(self, network: Callable[..., Tensor], batch: NoisyBatch) -> tuple[Tensor, Tensor]:
-        """Per-sample loss (B,), see :meth:`pixel_mean`, and its noise level's column."""
+        """Per-sample loss (B,), see ``pixel_mean``, and its noise level's column."""
         clean, t, noise, config = batch.clean, batch.t, batch.noise, self.config
         if config.learned_variance:  # the variational bound belongs to the discrete chain
             t = t.round()
@@ -102,7 +102,7 @@ class DenoisingTrainer(Trainer):
         return (t / self.schedule.T * NOISE_BINS).long().clamp(0, NOISE_BINS - 1)
 
     def pixel_mean(self, error: Tensor, clean: TrainingBatch) -> Tensor:
-        """Mean over each sample's pixels (B,) of (B, 1, W, W), weighted as :func:`pixel_weights` says."""
+        """Mean over each sample's pixels (B,) of (B, 1, W, W), weighted as ``pixel_weights`` says."""
         settings = self.settings
         weight = pixel_weights(clean.known, settings.known_weight, settings.border_weight, settings.rim_weight)
         if clean.ignored is not None:

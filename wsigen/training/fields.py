@@ -18,7 +18,7 @@ from wsigen.training.data.manifest import UNAVAILABLE
 
 @dataclass(frozen=True)
 class PixelFields:
-    """Planes of one image, each (H, W) uint8, packed for the device by :class:`wsigen.training.patches.PatchBank`."""
+    """Planes of one image, each (H, W) uint8, packed for the device by ``wsigen.training.patches.PatchBank``."""
 
     classes: np.ndarray  # 0 background, then classes
     edges: np.ndarray  # 1 where instances meet

@@ -80,7 +80,7 @@ class Process:
 
 @dataclass(frozen=True)
 class TrainResult:
-    """How far a call of :func:`train` came."""
+    """How far a call of ``train`` came."""
 
     step: int
     total_steps: int

@@ -34,7 +34,7 @@ SHEET_STEPS = 12
 
 
 class MaskTrainer(DenoisingTrainer):
-    """Trains a a `Denoiser` that paints masks."""
+    """Trains a `Denoiser` that paints masks."""
 
     def open_bank(self, data: Path, manifest: Manifest, split: str) -> PatchBank:
         """Load the masks of one side of the split."""

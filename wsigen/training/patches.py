@@ -57,7 +57,7 @@ class PatchBank:
     """All images of one split, on a device.
 
     ``split`` is "train" or "val". Stain styles are measured by group, and the manifest's facts kept by group. ``depth``
-    adds a plane that tells nuclei of a network that learns to find them: see :func:`nucleus_depth`.
+    adds a plane that tells nuclei of a network that learns to find them: see `nucleus_depth`.
     """
 
     def __init__(

@@ -1,6 +1,6 @@
-"""Turn published colon data sets, or a user's own folder, into one training folder (see :mod:`.data.manifest`).
+"""Turn published colon data sets, or a user's own folder, into one training folder (see `data.manifest`).
 
-Every data set yields pictures at one resolution with class labels and nucleus ids (:mod:`.data.formats` lists the
+Every data set yields pictures at one resolution with class labels and nucleus ids (`data.formats` lists the
 formats); this module resamples them, splits by source image and writes.
 """
 
@@ -37,11 +37,11 @@ def prepare(
     """Write a training folder from data sets on disk; the same input gives the same files.
 
     Args:
-        sources: data set (one of :data:`.data.formats.DATA_SETS`) -> its folder.
+        sources: data set (one of `data.formats.DATA_SETS`) -> its folder.
         out: folder to make. It appears only when complete.
         mpp: microns per pixel to write; a whole multiple of a data set's own (0.25 for consep and pannuke, 0.5 for the
             others). A `folder` is taken to be at `mpp` already.
-        holdout: source images of the validation side. None: those of :data:`.data.split.DEFAULT_HOLDOUT` that occur,
+        holdout: source images of the validation side. None: those of `data.split.DEFAULT_HOLDOUT` that occur,
             and every tenth source image of a `folder` or `conic`, and the last of several folds of `pannuke`.
         webp_quality: None writes lossless WebP, 0..100 lossy; a mapping sets single data sets, others are lossless.
         classes: list of {index, name, colour}; None: the six of Lizard.

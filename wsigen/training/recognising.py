@@ -22,7 +22,7 @@ UNKNOWN_SOURCE = -100  # of held-out patches: their source images are not among 
 
 @dataclass(frozen=True)
 class DescribedBatch:
-    """Pictures (B, 3, W, W) in [-1, 1] and what is to be said of them: see :class:`Description`."""
+    """Pictures (B, 3, W, W) in [-1, 1] and what is to be said of them: see ``Description``."""
 
     images: Tensor
     presence: Tensor
@@ -32,7 +32,7 @@ class DescribedBatch:
 
 
 class RecognisingTrainer(Trainer):
-    """Trains :class:`FeatureNetwork`: nuclei, their share of pixels, source image, and decay of quality."""
+    """Trains ``FeatureNetwork``: nuclei, their share of pixels, source image, and decay of quality."""
 
     columns = ("presence", "share", "source", "decay")
 

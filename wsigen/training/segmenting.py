@@ -31,7 +31,7 @@ class LabelledBatch:
 
 
 class SegmentingTrainer(Trainer):
-    """Trains :class:`SegmentationNetwork` on class (cross entropy and Dice) and on depth (squared error)."""
+    """Trains ``SegmentationNetwork`` on class (cross entropy and Dice) and on depth (squared error)."""
 
     columns = ("class", "dice", "depth")
 

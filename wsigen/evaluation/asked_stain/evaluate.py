@@ -3,7 +3,7 @@
 Windows of many source images are painted in many styles: those of the source images, designed ones around them, and
 what a first fit would tell the network to get the sources' styles, so that the response is known best where it is used.
 Both sides are measured alike: means and deviations of optical density over tissue pixels, without JPEG. From this the
-network's response is fitted (:mod:`wsigen.models.stain_response`). Held-out source images then say what it is worth: in
+network's response is fitted (`wsigen.models.stain_response`). Held-out source images then say what it is worth: in
 turn each is left out of the fit, with its style and its masks, and its style is asked for, without the response and
 with it.
 """

@@ -26,7 +26,7 @@ Progress = Callable[[str, int, int], None]  # what, done, of how many
 def density_sums(patches: np.ndarray) -> np.ndarray:
     """Tissue of patches (N, H, W, 3) uint8: number of pixels, sums and sums of squares of optical density: (N, 7).
 
-    Sums of several patches add up to those of all; :func:`pooled` makes a style's six numbers of them.
+    Sums of several patches add up to those of all; `pooled` makes a style's six numbers of them.
     """
     sums = []
     for patch in patches:

@@ -1,4 +1,4 @@
-"""A slide's ground truth in the formats of other tools: every nucleus with its class, exact to the pixel.
+"""Exporters: the nuclei of a slide mask in the formats of other tools, with their classes, exact to the pixel.
 
 `export_mask` writes one of `FORMATS`. Outlines run along pixel edges, so importing them again gives the same mask.
 """

@@ -1,4 +1,4 @@
-"""Trace the nuclei of a mask, hand them to the writer of a format, and put the result in place when it is whole."""
+"""Trace the nuclei of a mask, write them in a format, and move the result to its place when it is complete."""
 
 from __future__ import annotations
 
@@ -27,7 +27,14 @@ FORMATS = {"geojson": ".geojson", "db": ".db", "coco": ".json", "ome.zarr": ".om
 
 @dataclass(frozen=True)
 class ExportReport:
-    """What an export wrote. offset: corner of the slide's bounds, where coordinates count from there."""
+    """What an export wrote.
+
+    Attributes:
+        out: file or folder of the nuclei.
+        nuclei: number of nuclei.
+        regions: number of tissue regions.
+        offset: corner of the slide's bounds, if coordinates count from there; else (0, 0).
+    """
 
     out: Path
     nuclei: int
@@ -37,7 +44,13 @@ class ExportReport:
 
 @dataclass(frozen=True)
 class Target:
-    """The slide that nuclei are exported for: its size in px, and the corner of its bounds where it states them."""
+    """The slide that nuclei are exported for.
+
+    Attributes:
+        path: the slide.
+        size: width and height in px.
+        bounds: corner of the slide's bounds in px; None if it states no bounds.
+    """
 
     path: Path
     size: tuple[int, int]
@@ -54,12 +67,21 @@ def export_mask(
     slide: Target | None = None,
     origin: Origin = Origin.AUTO,
 ) -> ExportReport:
-    """Write the nuclei of a slide mask to `out`, a file or (OME-Zarr) a folder; it appears there when it is whole.
+    """Write the nuclei of a slide mask for another tool. The file appears under its name when it is complete.
 
-    format: one of `FORMATS`; None: by the ending of `out`. progress(what, share) is called now and then. slide: where
-    the nuclei will be shown; its bounds decide what QuPath counts from. origin: which corner outlines are counted from.
+    Args:
+        mask: the slide mask.
+        out: the file to write, or the folder for OME-Zarr.
+        classes: names and colours of the classes, such as ``ModelConfig.classes``.
+        format: one of `wsigen.choices.LABEL_FORMATS`. None: by the ending of ``out``.
+        overwrite: replace an existing file.
+        progress: called with what is being done and the share of it that is done, 0 to 1.
+        slide: the slide that the nuclei will be shown on; QuPath counts from the corner of its bounds.
+        origin: the corner that outlines are counted from.
 
-    Raises `MaskError` for an ending or format that is not known, an existing target without `overwrite`, or a bad mask.
+    Raises:
+        MaskError: the format is unknown, ``out`` exists already, or the mask cannot be read or has another size than
+            the slide.
     """
     target = Path(out)
     name = format or format_of(target)

@@ -1,4 +1,4 @@
-"""Files of cells that other tools wrote, read into slide masks; nothing here runs code that a file brings along.
+"""Importers: slide masks from the cells that other tools found. Code inside of a file is never run.
 
 `import_mask` recognises a format from the content, reads it as a stream, maps its classes and writes the mask. There
 are two kinds of sources: outlines (a module for each tool's format) and label images.

@@ -39,13 +39,21 @@ def import_mask(
     overwrite: bool = False,
     progress: Progress = lambda what, share: None,
 ) -> ImportReport:
-    """Write the slide mask of the cells in `source` to `out`; the format is recognised from the content.
+    """Make a slide mask from a file of cells; its format is recognised from the content.
 
-    Outlines are drawn at the pixels whose centres they enclose, each with an id of its own; memory stays bounded, the
-    coordinates wait in a temporary file beside `out`. progress(what, share) is called now and then.
+    A nucleus covers the pixels whose centres lie inside its outline, and has its own id. Memory is bounded: the
+    coordinates are kept in a temporary file beside the mask.
 
-    Raises `MaskError` for a file of no known format, a damaged or unsafe one, classes that no map knows, or an existing
-    target without `overwrite`. Nothing is written then.
+    Args:
+        source: file or folder of another tool.
+        out: the mask to write.
+        settings: classes, scale and the like.
+        overwrite: replace an existing mask.
+        progress: called with what is being done and the share of it that is done, 0 to 1.
+
+    Raises:
+        MaskError: the format is unknown, the file is damaged or unsafe, a class is in no map, there are no nuclei, or
+            the mask exists already. Nothing is written.
     """
     source, out = Path(source), Path(out)
     check_target(out, overwrite)

@@ -1,4 +1,4 @@
-"""What an import did, with every object accounted for."""
+"""What an import did with every object."""
 
 from __future__ import annotations
 
@@ -15,13 +15,25 @@ LISTED_NAMES = 12
 
 @dataclass(frozen=True)
 class ImportReport:
-    """Where the objects of a source went: `found` is the sum of all that follows `imported`, and of that.
+    """What an import did with each object: the counts of all outcomes add up to ``found``.
 
-    imported: (class, nuclei) for each class of the model. clipped, repaired: of the imported ones, those cut at the
-    border of the slide, and those whose outlines crossed themselves. regions: drawn into the tissue plane. skipped:
-    names that a map leaves out or that were unknown, with counts. invalid: without an area, or unreadable.
-    not_polygons: points and lines. outside: beyond the slide. hidden: smaller than a pixel, or under others.
-    offset: what was added to the coordinates of the source, as they count from the corner of the slide's bounds.
+    Attributes:
+        format: format of the source.
+        out: the mask.
+        width: width of the mask in px.
+        height: height of the mask in px.
+        mpp: µm per pixel of the mask, or None.
+        found: objects in the source.
+        imported: name of each class of the model, with the number of its nuclei.
+        clipped: imported nuclei that were cut at the border of the slide.
+        repaired: imported nuclei whose outlines crossed themselves.
+        regions: objects that were drawn into the tissue plane.
+        skipped: names of classes that were left out, with counts.
+        invalid: objects without an area, or that could not be read.
+        not_polygons: points and lines.
+        outside: objects outside of the slide.
+        hidden: objects smaller than a pixel, or below others.
+        offset: what was added to the coordinates of the source, if they count from the corner of the slide's bounds.
     """
 
     format: str
@@ -48,12 +60,12 @@ class ImportReport:
 
     @property
     def accounted(self) -> int:
-        """Objects whose fate is known; equal to `found`, or the importer has a defect."""
+        """Objects whose outcome is known; equal to `found`, unless the importer has a defect."""
         left_out = self.regions + sum(self.skipped.values()) + self.invalid + self.not_polygons
         return self.nuclei + left_out + self.outside + self.hidden
 
     def describe(self) -> list[str]:
-        """Lines for people: the mask, the classes, and what became of every object."""
+        """Lines to print: the mask, the classes, and what was done with every object."""
         scale = f"{self.mpp:g} um/px" if self.mpp else "no scale stored (give --mpp or --like)"
         classes = ", ".join(f"{count:,} {name}" for name, count in self.imported if count)
         remarks = [(self.clipped, "clipped at the border"), (self.repaired, "self-crossing, repaired")]
@@ -67,7 +79,7 @@ class ImportReport:
         ]
 
     def describe_others(self) -> str:
-        """What became of the objects that are no nuclei of the mask."""
+        """What was done with the objects that are no nuclei of the mask."""
         fates = [
             (self.regions, "drawn as tissue"),
             (sum(self.skipped.values()), f"left out by class ({listed(self.skipped)})"),

@@ -1,4 +1,4 @@
-"""What a user may say about an import, and the checks that come before any work."""
+"""Settings of an import, and the checks that come before any work."""
 
 from __future__ import annotations
 
@@ -16,16 +16,24 @@ MAX_PIXELS = 100_000_000_000
 
 @dataclass(frozen=True)
 class ImportSettings:
-    """What a user may say about an import.
+    """Settings of an import.
 
-    classes: names of the model's classes 1..n. class_maps: see :func:`class_maps.class_map`. skip_unknown: leave out
-    objects of classes that no map knows, instead of refusing. tissue: file of tissue outlines or a tissue label image;
-    may be the source itself. table: file of the classes of a label image's ids. image: the picture to take where a
-    source describes several. pixel_centres: whether outlines run through the centres of border pixels (None: as the
-    format has it). size: (width, height) of the slide in px; None: what the source says, else as far as its objects
-    reach. mpp: microns per pixel of the slide; None: what the source says. bounds: corner of the slide's bounds in px,
-    None where it states none. origin: which corner outlines are counted from. allow_empty: write a mask without any
-    nuclei too.
+    Attributes:
+        classes: names of the model's classes 1..n.
+        class_maps: names of built-in maps, paths of TOML files, or ``THEIRS=OURS``; later ones take precedence.
+        skip_unknown: leave out objects whose class no map contains; otherwise the import is refused.
+        tissue: file of tissue outlines, or a tissue label image; may be the source itself.
+        table: file with the classes of the ids of a label image.
+        image: the picture to take, if the source describes several.
+        pixel_centres: whether outlines run through the centres of border pixels. None: as is usual for the format.
+        size: width and height of the slide in px. None: as the source states, else up to the last object.
+        mpp: µm per pixel of the slide. None: as the source states.
+        bounds: corner of the slide's bounds in px; None if the slide states no bounds.
+        origin: the corner that outlines are counted from.
+        allow_empty: write the mask even if it has no nuclei.
+
+    Raises:
+        SettingsError: ``mpp`` is not plausible, or ``origin`` is "bounds" and no bounds are given.
     """
 
     classes: Sequence[str]
@@ -60,6 +68,6 @@ def check_target(out: Path, overwrite: bool) -> None:
 
 
 def check_size(path: Path, width: int, height: int) -> None:
-    """Refuse a size that no slide has, before memory or time is spent on it."""
+    """Refuse a size that no slide has, before it takes memory or time."""
     if not (1 <= width <= MAX_SIDE and 1 <= height <= MAX_SIDE and width * height <= MAX_PIXELS):
         raise MaskError(f"{path}: a mask of {width:,} x {height:,} px is larger than any slide; check its coordinates")

@@ -56,7 +56,7 @@ class OutlineSource(ABC):
     centres of the border pixels, as OpenCV draws them, and not along the pixels' edges. size: (width, height) in px.
     mpp: microns per pixel of the coordinates. names: class numbers -> names. not_polygons: objects without an area
     (points, lines). hint: what to do where no object has an outline. from_bounds: coordinates are counted from the
-    corner of a slide's bounds (see :mod:`wsigen.masks.origin`).
+    corner of a slide's bounds (see ``wsigen.masks.origin``).
     """
 
     format: str
