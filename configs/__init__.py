@@ -1,1 +1,1 @@
-"""Default settings as TOML, read by :mod:`wsigen.config`: every default lives here once, its reason beside it."""
+"""Default settings as TOML, found by :mod:`wsigen.system.shipped`: every default stands once, its reason beside it."""

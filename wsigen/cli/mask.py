@@ -115,8 +115,8 @@ def mask_export(
 
 def _slide_like(slide: Path) -> SlideInfo:
     """The slide of --like; refused where its pixels are not square, since a mask has one scale."""
-    from wsigen.masks.scale import square_mpp
     from wsigen.slides.reading import describe_slide
+    from wsigen.system.scale import square_mpp
 
     facts = describe_slide(slide)
     square_mpp(slide, facts.pixel_sizes)

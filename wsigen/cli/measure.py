@@ -337,7 +337,7 @@ def distill(
             f"--steps: of --method solver alone; --method {method} takes --set distill.steps={steps[0]}"
         )
 
-    from wsigen.config import shipped_config
+    from wsigen.system.shipped import shipped_config
     from wsigen.training.loop import train
     from wsigen.training.settings import load_settings
 

@@ -87,7 +87,7 @@ def verify(slide: Path, mask: Path, record: Path | None, model: str | None, wind
 
 
 def _scale(facts: SlideInfo) -> str:
-    from wsigen.masks.scale import are_square
+    from wsigen.system.scale import are_square
 
     if are_square(facts.pixel_sizes):
         return _number(facts.mpp, "um/px")

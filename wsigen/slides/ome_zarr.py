@@ -10,7 +10,7 @@ import numpy as np
 from wsigen.slides.metadata import DIGITAL_SOURCE_TYPE, SlideMetadata
 from wsigen.slides.pyramid import halve
 from wsigen.slides.row_stream import Progress, RowReader, checked_rows
-from wsigen.zarr_levels import CHUNK, LevelWriter, create_level
+from wsigen.system.zarr_levels import CHUNK, LevelWriter, create_level
 
 SMALLEST_LEVEL = 512
 WHITE = 255

@@ -16,7 +16,7 @@ from wsigen.masks.classes import ClassTable
 from wsigen.masks.slide_mask import MaskSource
 from wsigen.masks.summary import NucleusCount
 from wsigen.masks.window import MaskWindow
-from wsigen.zarr_levels import CHUNK, LevelWriter, create_level
+from wsigen.system.zarr_levels import CHUNK, LevelWriter, create_level
 
 SMALLEST_LEVEL = 1024
 

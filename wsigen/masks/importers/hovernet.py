@@ -15,7 +15,7 @@ import numpy as np
 from wsigen.masks.importers.class_maps import UNCLASSIFIED
 from wsigen.masks.importers.json_stream import JsonStream
 from wsigen.masks.importers.sources import CountedFile, OutlineSource, Progress, SourceObject
-from wsigen.masks.scale import plausible_mpp
+from wsigen.system.scale import plausible_mpp
 
 MPP_AT_1X = 10.0  # microns per pixel of a magnification of 1, by the convention of 0.25 at 40
 

@@ -15,7 +15,7 @@ import numpy as np
 from wsigen.masks.importers.class_maps import UNCLASSIFIED
 from wsigen.masks.importers.sources import CountedFile, OutlineSource, Progress, SourceObject
 from wsigen.masks.importers.xml_stream import CHUNK_BYTES, read_elements
-from wsigen.masks.scale import plausible_mpp
+from wsigen.system.scale import plausible_mpp
 
 ELLIPSE_POINTS = 64
 _ELLIPSE = "2"

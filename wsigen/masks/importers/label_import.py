@@ -15,11 +15,11 @@ from wsigen.masks.importers.report import ImportReport, listed, refuse_empty, re
 from wsigen.masks.importers.settings import ImportSettings, check_size
 from wsigen.masks.importers.sources import LabelSource, Progress, damage_is_one_line
 from wsigen.masks.importers.tissue import TissuePlane, has_tissue_plane, marks_tissue, same_file, tissue_of_file
-from wsigen.masks.scale import plausible_mpp, plausible_sizes, square_mpp
 from wsigen.masks.slide_mask import SlideMask
 from wsigen.masks.window import GLASS, TISSUE, MaskWindow
 from wsigen.masks.writer import rebuffered, write_slide_mask
 from wsigen.system.folders import temporary_beside
+from wsigen.system.scale import plausible_mpp, plausible_sizes, square_mpp
 
 MAX_ID = 2**32 - 1
 LARGEST_TABLE = 1 << 24

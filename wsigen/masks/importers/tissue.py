@@ -21,9 +21,9 @@ from wsigen.masks.importers.rasterise import Rasteriser
 from wsigen.masks.importers.settings import ImportSettings
 from wsigen.masks.importers.sniffing import open_source
 from wsigen.masks.importers.sources import LabelSource, OutlineSource, Progress, damage_is_one_line
-from wsigen.masks.scale import plausible_mpp
 from wsigen.masks.slide_mask import SlideMask
 from wsigen.masks.window import GLASS, TISSUE, UNKNOWN
+from wsigen.system.scale import plausible_mpp
 
 SAME_SCALE = 0.05
 SAME_SHAPE = 0.02  # sides of thumbnails are rounded

@@ -11,10 +11,10 @@ import numpy as np
 import tifffile
 
 from wsigen.errors import MaskError
-from wsigen.masks.scale import square_mpp
 from wsigen.masks.tiff.metadata import PLANE_NAMES, ome_metadata, tag_sizes
 from wsigen.masks.tiff.opening import parse_tiff
 from wsigen.masks.tiff.plane import Plane, checked_plane
+from wsigen.system.scale import square_mpp
 
 
 @dataclass(frozen=True)

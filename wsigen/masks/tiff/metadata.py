@@ -7,7 +7,7 @@ from xml.etree import ElementTree
 
 import tifffile
 
-from wsigen.masks.scale import MICRONS_PER_UNIT, plausible_sizes
+from wsigen.system.scale import MICRONS_PER_UNIT, plausible_sizes
 
 PLANE_NAMES = ("class", "instance", "tissue")
 
