@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
@@ -30,6 +30,7 @@ from wsigen.models.registry import DEFAULT_MODEL, find_model
 from wsigen.models.stain import STYLE_NUMBERS, StainStyle, StyleRange, optical_density, tissue_pixels
 from wsigen.models.stain_response import NUMBERS, StainResponse, fit_response
 from wsigen.system.devices import choose_device
+from wsigen.system.reporting import Reporter, silent
 from wsigen.training.data import manifest as folder_format
 from wsigen.training.patches import PatchBank
 from wsigen.training.settings import TrainSettings
@@ -41,7 +42,6 @@ SPREAD = 0.15  # variance that designed styles have in every direction, beside w
 FIRST_FIT = (1, 1.0)  # degree and ridge of the fit that says what to paint in the second round
 SHOWN = 8
 GLASS = StainStyle("").glass_rgb
-Progress = Callable[[str, int, int], None]  # what, done, of how many
 
 
 @dataclass(frozen=True)
@@ -112,7 +112,7 @@ def pooled(sums: np.ndarray) -> np.ndarray:
 class _Bench:
     """Paints the masks in styles and measures them; counts what is done."""
 
-    def __init__(self, settings: StainEvaluation, model: NasdmModel, masks: Masks, progress: Progress) -> None:
+    def __init__(self, settings: StainEvaluation, model: NasdmModel, masks: Masks, progress: Reporter) -> None:
         self.settings, self.model, self.masks, self.progress = settings, model, masks, progress
         self.choice = choose_device(settings.device)
         self.range: StyleRange = model.config.style_range
@@ -182,7 +182,7 @@ class Measured:
         return np.array(errors)
 
 
-def evaluate_stain(settings: StainEvaluation, progress: Progress = lambda what, done, total: None) -> Report:
+def evaluate_stain(settings: StainEvaluation, progress: Reporter = silent) -> Report:
     """Measure, write the report and, where it is asked for, the model with its response; return the report.
 
     Raises a WsigenError before anything is written where it can.

@@ -34,6 +34,7 @@ from wsigen.rendering.plan import MaskFacts, RenderPlan, plan_render
 from wsigen.slides.pyramid import halve, level_sizes
 from wsigen.slides.tiled_tiff import TILE
 from wsigen.system.caching import file_stamp
+from wsigen.system.reporting import Reporter, silent
 from wsigen.viewer.chart import ChartMaker, MaskChart
 from wsigen.viewer.overlays import MaskOverlay
 from wsigen.viewer.stain_preview import preview_pixels
@@ -55,7 +56,7 @@ class ReadMask:
     chart: MaskChart
 
 
-def read_mask(path: Path, config: ModelConfig, progress: Callable[[float], None] = lambda share: None) -> ReadMask:
+def read_mask(path: Path, config: ModelConfig, progress: Reporter = silent) -> ReadMask:
     """Read a mask once, for painting and for looking at. Raises MaskError."""
     with SlideMask.open(path, len(config.classes)) as source:
         maker = ChartMaker(
@@ -65,7 +66,7 @@ def read_mask(path: Path, config: ModelConfig, progress: Callable[[float], None]
 
     def watch(band: MaskWindow) -> None:
         maker.add(band)
-        progress(maker.rows_seen / height)
+        progress("reading the mask", maker.rows_seen / height)
 
     facts = MaskFacts.read(path, config, watch)
     return ReadMask(facts, maker.result())
