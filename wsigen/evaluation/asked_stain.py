@@ -32,6 +32,7 @@ from wsigen.models.stain_response import NUMBERS, StainResponse, fit_response
 from wsigen.system.devices import choose_device
 from wsigen.system.reporting import Reporter, silent
 from wsigen.training.data import manifest as folder_format
+from wsigen.training.fields import RGB, Plane
 from wsigen.training.patches import PatchBank
 from wsigen.training.settings import TrainSettings
 
@@ -425,7 +426,7 @@ def _content(measured: Measured) -> Section:
         if not measured.sums[:, own, 0].sum(axis=1).all():
             continue  # masks of glass alone
         offsets.append((measured.painted(own) - everything).mean(axis=0))
-        classes = masks.crops[torch.from_numpy(own).to(masks.crops.device), 3]
+        classes = masks.crops[torch.from_numpy(own).to(masks.crops.device), Plane.CLASSES]
         share = float((classes > 0).float().mean())
         rows.append(
             {"masks of": name, "windows": int(own.sum()), "nuclei": share} | dict(zip(STYLE_NUMBERS, offsets[-1]))
@@ -502,7 +503,7 @@ def _own_masks(found: _Asked, masks: Masks) -> Section:
     values: list[list[np.ndarray]] = [[], [], []]
     for index, name in enumerate(found.names):
         own = np.flatnonzero(~masks.without(name))
-        crops = masks.crops[torch.from_numpy(own).to(masks.crops.device), :3].permute(0, 2, 3, 1).cpu().numpy()
+        crops = masks.crops[torch.from_numpy(own).to(masks.crops.device), RGB].permute(0, 2, 3, 1).cpu().numpy()
         kinds = (density_sums(crops), found.before[index, own], found.after[index, own])
         if all(sums[:, 0].any() for sums in kinds):  # windows with tissue
             for kept, sums in zip(values, kinds, strict=True):
@@ -552,7 +553,7 @@ def _shown(bench: _Bench, sources: Sequence[Source], told: np.ndarray, windows: 
     """Real windows of sources; below them one mask in the style of each, without the response and with it."""
     masks = bench.masks
     size = masks.crops.shape[-1]
-    cells = (masks.crops[:, 3] > 0).float().mean(dim=(1, 2)).cpu().numpy()[windows]
+    cells = (masks.crops[:, Plane.CLASSES] > 0).float().mean(dim=(1, 2)).cpu().numpy()[windows]
     one = windows[[int(np.argsort(cells)[len(cells) // 2])]]
     real, before, after = [], [], []
     for source, row in list(zip(sources, told, strict=True))[:SHOWN]:

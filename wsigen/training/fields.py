@@ -7,6 +7,7 @@ detector draws. The derived one follows the rule for masks without a tissue plan
 from __future__ import annotations
 
 from dataclasses import dataclass
+from enum import IntEnum
 
 import numpy as np
 from scipy import ndimage
@@ -14,6 +15,20 @@ from scipy import ndimage
 from wsigen.masks.conditions import deep_glass, instance_edges, tissue_near_nuclei
 from wsigen.models.stain import tissue_from_density
 from wsigen.training.data.manifest import UNAVAILABLE
+
+RGB = slice(0, 3)  # planes of a packed image, or of crops of it, that are its picture
+PLANES = 8  # of a packed image; a ninth, the depth, where asked for
+
+
+class Plane(IntEnum):
+    """Which plane of a packed image, or of crops of it, is which; see :class:`PixelFields`."""
+
+    CLASSES = 3
+    EDGES = 4
+    TISSUE = 5
+    DERIVED = 6
+    GLASS = 7
+    DEPTH = 8  # see :func:`nucleus_depth`
 
 
 @dataclass(frozen=True)

@@ -27,10 +27,9 @@ from wsigen.training.data.manifest import (
     read_label,
     read_rgb,
 )
-from wsigen.training.fields import PixelFields, nucleus_depth, pixel_fields
+from wsigen.training.fields import PLANES, PixelFields, nucleus_depth, pixel_fields
 from wsigen.training.settings import TrainSettings
 
-PLANES = 8  # r, g, b, classes, edges, tissue, derived tissue, glass; a ninth where asked for: depth
 PRESENT_PIXELS = 40  # a class counts as present in a crop from this many pixels: about a third of a lymphocyte
 
 

@@ -14,6 +14,7 @@ from wsigen.masks.classes import ClassTable
 from wsigen.networks.measuring import Description, FeatureNetwork, network_config
 from wsigen.training.appearance import Appearance
 from wsigen.training.data.manifest import Manifest
+from wsigen.training.fields import RGB, Plane
 from wsigen.training.loop import Trainable, Trainer
 from wsigen.training.patches import PRESENT_PIXELS, PatchBank
 
@@ -47,8 +48,9 @@ class RecognisingTrainer(Trainer):
     def draw(self, bank: PatchBank, window: int, size: int, generator: torch.Generator) -> DescribedBatch:
         """Draw crops, change their looks, and note what the network should say."""
         crops = bank.sample(window, size, generator)
-        changed = self.appearance(crops.planes[:, :3].float() / 127.5 - 1, generator)
-        count = torch.stack([(crops.planes[:, 3] == index + 1).sum((1, 2)) for index in range(bank.class_count)], 1)
+        changed = self.appearance(crops.planes[:, RGB].float() / 127.5 - 1, generator)
+        classes = crops.planes[:, Plane.CLASSES]
+        count = torch.stack([(classes == index + 1).sum((1, 2)) for index in range(bank.class_count)], 1)
         source = crops.group if bank.split == "train" else torch.full_like(crops.group, UNKNOWN_SOURCE)
         return DescribedBatch(
             changed.images,

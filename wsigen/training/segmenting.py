@@ -15,6 +15,7 @@ from wsigen.masks.classes import ClassTable
 from wsigen.networks.measuring import SegmentationNetwork, network_config
 from wsigen.training.appearance import Appearance
 from wsigen.training.data.manifest import Manifest
+from wsigen.training.fields import RGB, Plane
 from wsigen.training.loop import Trainable, Trainer
 from wsigen.training.patches import PatchBank
 
@@ -52,10 +53,10 @@ class SegmentingTrainer(Trainer):
     def draw(self, bank: PatchBank, window: int, size: int, generator: torch.Generator) -> LabelledBatch:
         """Draw crops and change their looks; the held-out ones stay as they are."""
         planes = bank.sample(window, size, generator).planes
-        images = planes[:, :3].float() / 127.5 - 1
+        images = planes[:, RGB].float() / 127.5 - 1
         if bank.split == "train":
             images = self.appearance(images, generator).images
-        return LabelledBatch(images, planes[:, 3].long(), planes[:, 8].float() / 255)
+        return LabelledBatch(images, planes[:, Plane.CLASSES].long(), planes[:, Plane.DEPTH].float() / 255)
 
     def losses(self, network: Callable[..., tuple[Tensor, Tensor]], batch: LabelledBatch) -> tuple[Tensor, Tensor]:
         """Three losses a sample, columns in the order of ``columns``."""
