@@ -1,1 +1,1 @@
-"""Default settings as TOML, read by ``wsigen.config``: every default lives here once, its reason beside it."""
+"""Default settings as TOML, found by `wsigen.system.shipped`: every default stands once, its reason beside it."""

@@ -7,23 +7,14 @@ import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from functools import cache
-from importlib import resources
-from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict
 
 from wsigen.errors import SettingsError
+from wsigen.system.shipped import shipped_config
 
 if TYPE_CHECKING:
     from wsigen.models.stain import StainStyle
-
-
-def shipped_config(name: str) -> Traversable:
-    """A file of configs/, such as "render.toml", as it ships with the package."""
-    try:
-        return resources.files("wsigen.configs").joinpath(name)
-    except ModuleNotFoundError:  # run from a checkout, as python -m wsigen in it does: configs/ stands beside wsigen/
-        return Path(__file__).parents[1] / "configs" / name
 
 
 @cache

@@ -134,7 +134,7 @@ def test_a_slide_that_exists_is_exported(name: str, tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     out = tmp_path / "out" / f"slide{FORMATS[name].ending}"
     rows = []
-    facts = export_slide(source, out, progress=lambda done, total: rows.append((done, total)))
+    facts = export_slide(source, out, progress=lambda what, done, total: rows.append((done, total)))
     assert (facts.width, facts.height, facts.mpp) == (WIDTH, HEIGHT, 0.5) and rows[-1] == (HEIGHT, HEIGHT)
     if name != "dzi" and name != "ome.zarr":
         assert read_slide_info(out).provenance == read_slide_info(source).provenance

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import zarr
 
-from wsigen.zarr_levels import CHUNK, LevelWriter, create_level
+from wsigen.system.zarr_levels import CHUNK, LevelWriter, create_level
 
 
 def every_second(rows: np.ndarray) -> np.ndarray:

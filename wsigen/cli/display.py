@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from wsigen.cli.options import STOPPED
+from wsigen.system.reporting import Reporter
 
 if TYPE_CHECKING:
     from rich.progress import Progress as Bars
@@ -160,25 +161,25 @@ def progress_display() -> Iterator[Display]:
 
 
 @contextmanager
-def shares() -> Iterator[Callable[[str, float], None]]:
-    """A progress bar for work that reports what it does and which share of it is done."""
+def work_bars(kept: str = "nothing was written", stay: bool = False) -> Iterator[Reporter]:
+    """A progress bar for each kind of work, which stay at the end if asked; on Ctrl-C say what is ``kept``."""
     from rich.console import Console
-    from rich.progress import BarColumn, TaskID, TextColumn, TimeRemainingColumn
+    from rich.progress import BarColumn, TaskID, TaskProgressColumn, TextColumn, TimeRemainingColumn
     from rich.progress import Progress as Bars
 
     console = Console(stderr=True, highlight=False, soft_wrap=True)
-    columns = (TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn())
+    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
     tasks: dict[str, TaskID] = {}
-    with Bars(*columns, console=console, transient=True) as bars:
+    with Bars(*columns, console=console, transient=not stay) as bars:
 
-        def show(what: str, share: float) -> None:
+        def show(what: str, done: float, total: float = 1.0, /) -> None:
             if what not in tasks:
-                tasks[what] = bars.add_task(what, total=1.0)
-            bars.update(tasks[what], completed=share)
+                tasks[what] = bars.add_task(what, total=total)
+            bars.update(tasks[what], completed=done, total=total)
 
         try:
             yield show
         except KeyboardInterrupt:
             bars.stop()
-            click.echo("stopped; nothing was written")
+            click.echo(f"stopped; {kept}")
             sys.exit(STOPPED)

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 import click
 from wsigen_kernels import BackendError
 
-from wsigen.cli.display import shares
 from wsigen.cli.doctor import doctor, models
 from wsigen.cli.mask import mask
 from wsigen.cli.measure import audit, distill, evaluate, study
@@ -17,7 +16,7 @@ from wsigen.cli.render import render
 from wsigen.cli.slide import export, info, verify
 from wsigen.cli.synth import layout, sample, synth
 from wsigen.cli.train import data, dataset, train
-from wsigen.cli.view import view_command
+from wsigen.cli.view import view
 from wsigen.errors import WsigenError
 from wsigen.version import __version__
 
@@ -56,7 +55,7 @@ def main() -> None:
 
 for command in (render, info, export, verify, models, doctor, mask, dataset, data, train):
     main.add_command(command)
-for command in (evaluate, audit, study, distill, synth, view_command(shares)):
+for command in (evaluate, audit, study, distill, synth, view):
     main.add_command(command)
 for command in (sample, layout):
     mask.add_command(command)

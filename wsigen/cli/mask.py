@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from wsigen.choices import LABEL_FORMATS
-from wsigen.cli.display import shares
+from wsigen.cli.display import work_bars
 from wsigen.cli.options import PATH
 from wsigen.errors import SettingsError
 from wsigen.masks.origin import ORIGIN_HELP, Origin
@@ -79,7 +79,7 @@ def mask_import(
         origin=Origin(origin),
         allow_empty=allow_empty,
     )
-    with shares() as progress:
+    with work_bars() as progress:
         report = import_mask(source, out, settings, overwrite=overwrite, progress=progress)
     for line in report.describe():
         click.echo(line)
@@ -105,7 +105,7 @@ def mask_export(
     classes = load_config(model or DEFAULT_MODEL).classes
     facts = _slide_like(like) if like else None
     target = Target(facts.path, (facts.width, facts.height), facts.bounds and facts.bounds[:2]) if facts else None
-    with shares() as progress:
+    with work_bars() as progress:
         report = export_mask(file, out, classes, kind, overwrite, progress, target, Origin(origin))
     if report.offset != (0, 0):
         click.echo(counted_from_bounds("outlines", report.offset))
@@ -115,8 +115,8 @@ def mask_export(
 
 def _slide_like(slide: Path) -> SlideInfo:
     """The slide of --like; refused where its pixels are not square, since a mask has one scale."""
-    from wsigen.masks.scale import square_mpp
     from wsigen.slides.reading import describe_slide
+    from wsigen.system.scale import square_mpp
 
     facts = describe_slide(slide)
     square_mpp(slide, facts.pixel_sizes)

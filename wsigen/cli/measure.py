@@ -2,43 +2,19 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import click
 
 from wsigen.choices import SAMPLERS
-from wsigen.cli.options import PATH, STOPPED
+from wsigen.cli.display import work_bars
+from wsigen.cli.options import PATH
 from wsigen.errors import SettingsError
 
 DEVICES = click.Choice(["auto", "cpu", "cuda"])
 RECIPES = {"guidance": "guidance", "consistency": "distill", "progressive": "progressive"}  # of the ways to distil
 SOLVER_STEPS = (2, 3, 4, 6, 8)
-
-
-@contextmanager
-def _bars(kept: str) -> Iterator[Callable[[str, int, int], None]]:
-    """One bar for each kind of work; on Ctrl-C say what is ``kept``."""
-    from rich.console import Console
-    from rich.progress import Progress
-
-    with Progress(console=Console(stderr=True)) as bars:
-        tasks: dict[str, Any] = {}
-
-        def show(what: str, done: int, total: int) -> None:
-            if what not in tasks:
-                tasks[what] = bars.add_task(what, total=total)
-            bars.update(tasks[what], completed=done, total=total)
-
-        try:
-            yield show
-        except KeyboardInterrupt:
-            bars.stop()
-            click.echo(f"stopped; {kept}")
-            sys.exit(STOPPED)
 
 
 @click.group()
@@ -73,7 +49,7 @@ def evaluate_patches(**options: Any) -> None:
     from wsigen.evaluation.patches import evaluate_patches as run
 
     paint = PaintOptions(**{name: options.pop(name) for name in ("steps", "sampler", "guidance_scale", "seed")})
-    with _bars(f"{options['out']} holds the sections that were done") as show:
+    with work_bars(f"{options['out']} holds the sections that were done", stay=True) as show:
         report = run(PatchEvaluation(paint=paint, **options), show)
     _conclude(report)
 
@@ -99,7 +75,7 @@ def evaluate_slide(**options: Any) -> None:
     from wsigen.evaluation.slide import SlideEvaluation
     from wsigen.evaluation.slide import evaluate_slide as run
 
-    with _bars(f"{options['out']} holds the sections that were done") as show:
+    with work_bars(f"{options['out']} holds the sections that were done", stay=True) as show:
         report = run(SlideEvaluation(**options), show)
     _conclude(report)
 
@@ -147,7 +123,7 @@ def evaluate_stain(**options: Any) -> None:
 
     paint = PaintOptions(**{name: options.pop(name) for name in ("steps", "guidance_scale", "seed")})
     written = options["write"]
-    with _bars(f"{options['out']} holds the sections that were done; no model was changed") as show:
+    with work_bars(f"{options['out']} holds the sections that were done; no model was changed", stay=True) as show:
         report = run(StainEvaluation(paint=paint, **options), show)
     _conclude(report)
     if written is not None:
@@ -171,7 +147,7 @@ def evaluate_masks(**options: Any) -> None:
     from wsigen.evaluation.mask_report import MaskEvaluation
     from wsigen.evaluation.mask_report import evaluate_masks as run
 
-    with _bars(f"{options['out']} holds the sections that were done") as show:
+    with work_bars(f"{options['out']} holds the sections that were done", stay=True) as show:
         report = run(MaskEvaluation(**options), show)
     _conclude(report)
 
@@ -187,7 +163,7 @@ def evaluate_index(data: Path, out: Path, features: str, stride: int, device: st
     """Write features of the training patches, without pixels, for `wsigen audit`."""
     from wsigen.evaluation.memorisation import write_index
 
-    with _bars("no index was written") as show:
+    with work_bars("no index was written", stay=True) as show:
         index = write_index(data, out, features, stride, device, overwrite, show)
     size = sum(path.stat().st_size for path in out.iterdir()) / 1e6
     click.echo(f"wrote {out}: {len(index.features):,} training patches of {index.window} px, {size:.1f} MB")
@@ -253,7 +229,8 @@ def study_segmentation(recipe: Path, steps: int | None, overrides: tuple[str, ..
 
     options["model"] = options["model"] or DEFAULT_MODEL
     settings = Study(recipe=load_settings(recipe, overrides), paint=PaintOptions(steps=steps), **options)
-    with _bars(f"finished runs are kept in {options['out']}: the same command with --resume goes on") as show:
+    kept = f"finished runs are kept in {options['out']}: the same command with --resume goes on"
+    with work_bars(kept, stay=True) as show:
         report = run(settings, show)
     _conclude(report)
 
@@ -280,7 +257,7 @@ def study_seams(mask: Path, out: Path, model: str, **options: Any) -> None:
     from wsigen.evaluation.baselines import study_seams as run
     from wsigen.models.registry import DEFAULT_MODEL
 
-    with _bars(f"{out} holds no table yet") as show:
+    with work_bars(f"{out} holds no table yet", stay=True) as show:
         report = run(mask, out, model or DEFAULT_MODEL, progress=show, **options)
     _conclude(report)
 
@@ -337,7 +314,7 @@ def distill(
             f"--steps: of --method solver alone; --method {method} takes --set distill.steps={steps[0]}"
         )
 
-    from wsigen.config import shipped_config
+    from wsigen.system.shipped import shipped_config
     from wsigen.training.loop import train
     from wsigen.training.settings import load_settings
 

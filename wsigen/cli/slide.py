@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from wsigen.choices import SLIDE_FORMATS
-from wsigen.cli.display import shares
+from wsigen.cli.display import work_bars
 from wsigen.cli.options import PATH
 
 if TYPE_CHECKING:
@@ -49,14 +49,14 @@ def export(slide: Path, out: Path, kind: str | None, jpeg_quality: int, patient_
     """Write the painted SLIDE in another format: OME-TIFF, plain TIFF, Deep Zoom, OME-Zarr, DICOM."""
     from wsigen.slides.formats import export_slide
 
-    with shares() as progress:
+    with work_bars() as progress:
         facts = export_slide(
             slide,
             out,
             kind,
             jpeg_quality,
             overwrite,
-            lambda rows, total: progress("encoding", rows / total),
+            progress,
             patient_id,
         )
     click.echo(f"wrote {out}: {facts.width:,} x {facts.height:,} px, {_number(facts.mpp, 'um/px')}")
@@ -87,7 +87,7 @@ def verify(slide: Path, mask: Path, record: Path | None, model: str | None, wind
 
 
 def _scale(facts: SlideInfo) -> str:
-    from wsigen.masks.scale import are_square
+    from wsigen.system.scale import are_square
 
     if are_square(facts.pixel_sizes):
         return _number(facts.mpp, "um/px")

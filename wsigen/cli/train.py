@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from wsigen.choices import TRAINING_DATA_SETS
-from wsigen.cli.display import shares
+from wsigen.cli.display import work_bars
 from wsigen.cli.options import PATH
 from wsigen.errors import SettingsError
 
@@ -35,7 +35,7 @@ def dataset(
     from wsigen.models.registry import DEFAULT_MODEL, load_config
 
     classes = load_config(model or DEFAULT_MODEL).classes
-    with shares() as progress:
+    with work_bars() as progress:
         report = write_dataset(slides, masks, out, classes, DatasetSettings(**options), overwrite, progress)
     for name, count in report.patches.items():
         click.echo(f"{name}: {count:,} patches, {report.nuclei.get(name, 0):,} nuclei")
@@ -79,7 +79,8 @@ def data_prepare(
         if not separator:
             raise SettingsError(f"--source {source}: give LAYOUT=FOLDER, such as lizard=data/lizard")
         folders[layout] = Path(folder)
-    prepare(folders, out, mpp=mpp, holdout=list(holdout) or None, webp_quality=webp_quality, overwrite=overwrite)
+    with work_bars() as progress:
+        prepare(folders, out, mpp, list(holdout) or None, webp_quality, overwrite=overwrite, progress=progress)
     for row in summarise(out):
         click.echo(f"{row.source} {row.split}: {row.images} images, {row.pixels / 1e6:.1f} Mpx")
     click.echo(f"wrote {out}; next: wsigen train CONFIG --data {out} -o RUN")

@@ -6,7 +6,7 @@ import csv
 import os
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,6 +21,7 @@ from wsigen.masks.classes import ClassTable
 from wsigen.masks.slide_mask import SlideMask
 from wsigen.masks.window import MaskWindow
 from wsigen.system.folders import is_empty, temporary_beside
+from wsigen.system.reporting import Reporter, silent
 
 MANIFEST = "manifest.csv"
 MIN_NUCLEUS_PIXELS = 4  # what the border of a patch leaves of a nucleus, below it, is background
@@ -61,7 +62,7 @@ def write_dataset(
     classes: ClassTable,
     settings: DatasetSettings,
     overwrite: bool = False,
-    progress: Callable[[str, float], None] = lambda what, share: None,
+    progress: Reporter = silent,
 ) -> DatasetReport:
     """Write training patches of `slides`, each with the mask of its size, into the new folder `out`.
 
@@ -155,7 +156,7 @@ def _numbered(window: MaskWindow) -> np.ndarray:
 
 
 def _with_nuclei(
-    every: Sequence[Place], sources: Sequence[_Source], side: int, least: int, progress: Callable[[str, float], None]
+    every: Sequence[Place], sources: Sequence[_Source], side: int, least: int, progress: Reporter
 ) -> Iterator[Place]:
     for index, place in enumerate(every):
         _, ids = sources[place.slide].labels(place.x, place.y, side)
@@ -170,7 +171,7 @@ def _write_patches(
     layout: Layout,
     side: int,
     classes: ClassTable,
-    progress: Callable[[str, float], None],
+    progress: Reporter,
 ) -> dict[str, int]:
     nuclei = Counter[str]()
     header = ["file", "split", "slide", "region", "x", "y", "width", "height", "mpp", *classes.names]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -20,6 +20,7 @@ from wsigen.layouts.regions import layout_of_picture
 from wsigen.masks.classes import ClassTable
 from wsigen.masks.slide_mask import SlideMask
 from wsigen.models.registry import DEFAULT_MODEL, load_config
+from wsigen.system.reporting import Reporter, silent
 from wsigen.training.data import manifest as manifests
 
 if TYPE_CHECKING:
@@ -49,10 +50,7 @@ class MaskEvaluation:
     overwrite: bool = False
 
 
-Progress = Callable[[str, int, int], None]
-
-
-def evaluate_masks(settings: MaskEvaluation, progress: Progress = lambda what, done, total: None) -> Report:
+def evaluate_masks(settings: MaskEvaluation, progress: Reporter = silent) -> Report:
     """Measure and write the report; return it."""
     if (settings.sampled is None) == (not settings.model):
         raise SettingsError("evaluate masks: give a SAMPLED mask, or --model, and not both")
@@ -80,7 +78,7 @@ def _classes(real: Path) -> ClassTable:
 
 
 def sampled_like(
-    fields: list[Field], classes: ClassTable, settings: MaskEvaluation, progress: Progress
+    fields: list[Field], classes: ClassTable, settings: MaskEvaluation, progress: Reporter
 ) -> Iterator[Field]:
     """A field for each real one and seed, sampled from its layout and measured where the real one is known."""
     from wsigen.rendering.synthesis import LayoutRequest, sample_mask

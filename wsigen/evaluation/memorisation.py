@@ -24,6 +24,7 @@ from wsigen.evaluation.features import describe
 from wsigen.evaluation.material import LabelledPatches, jpeg_history, real_patches
 from wsigen.networks.measuring import WEIGHTS_ROOT, FeatureNetwork
 from wsigen.system.devices import choose_device
+from wsigen.system.reporting import Reporter, silent
 
 CONTROL_SHARE = 0.01
 WINDOW = 128  # px: what features are compared over
@@ -146,7 +147,7 @@ def write_index(
     stride: int,
     device: str = "auto",
     overwrite: bool = False,
-    progress: Callable[[str, int, int], None] = lambda what, done, total: None,
+    progress: Reporter = silent,
 ) -> TrainingIndex:
     """Index the training side of a training folder, controlled by its held-out side; write it to ``out``.
 

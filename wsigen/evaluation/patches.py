@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -32,11 +31,11 @@ from wsigen.models.registry import DEFAULT_MODEL
 from wsigen.networks.denoiser import Denoiser
 from wsigen.networks.measuring import FEATURES, SEGMENTER, FeatureNetwork, SegmentationNetwork
 from wsigen.system.devices import DeviceChoice, choose_device
+from wsigen.system.reporting import Reporter, silent
 
 DIVERSITY_MASKS, DIVERSITY_SEEDS = 16, 4
 SUSPECTS = 32  # patches whose pixels are compared, painted and held-out real ones
 SHOWN = 12
-Progress = Callable[[str, int, int], None]  # what, done, of how many
 
 
 @dataclass(frozen=True)
@@ -76,10 +75,10 @@ class _Bench:
     of_real: PatchFeatures
     of_painted: PatchFeatures
     model: Denoiser | None
-    progress: Progress
+    progress: Reporter
 
 
-def evaluate_patches(settings: PatchEvaluation, progress: Progress = lambda what, done, total: None) -> Report:
+def evaluate_patches(settings: PatchEvaluation, progress: Reporter = silent) -> Report:
     """Measure and write the report; return it. Raises a WsigenError before anything is written where it can."""
     if settings.model and settings.samples:
         raise SettingsError("evaluate patches: give --model or --samples, not both")

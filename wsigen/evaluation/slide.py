@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -28,13 +28,13 @@ from wsigen.models.stain import TISSUE_MIN_OD, optical_density
 from wsigen.networks.measuring import FEATURES, SEGMENTER, FeatureNetwork, SegmentationNetwork
 from wsigen.rendering.records import record_of
 from wsigen.system.devices import choose_device
+from wsigen.system.reporting import Reporter, silent
 from wsigen.system.text_files import read_text
 
 TILE = 384  # px of a tile's core
 HALO = 64  # px around it: a nucleus is seen whole by the tile that holds its centre
 LEAST_TISSUE = 0.5  # share of a patch, for distances, stain and near-copies
 NUCLEI_FILE = "nuclei.csv"
-Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class SlideEvaluation:
     overwrite: bool = False
 
 
-def evaluate_slide(settings: SlideEvaluation, progress: Progress = lambda what, done, total: None) -> Report:
+def evaluate_slide(settings: SlideEvaluation, progress: Reporter = silent) -> Report:
     """Measure and write the report; return it. Raises a WsigenError where input cannot be used."""
     device = torch.device(choose_device(settings.device).device)
     window, overlap = painted_grid(settings.slide, settings.window, settings.overlap)
@@ -108,7 +108,7 @@ def _fidelity(
     network: SegmentationNetwork,
     device: torch.device,
     report: Report,
-    progress: Progress,
+    progress: Reporter,
 ) -> Section:
     """Score tile by tile against the mask, and against the mask of another place; write a line a nucleus."""
     names = network.config.classes.names

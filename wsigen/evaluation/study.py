@@ -29,6 +29,7 @@ from wsigen.evaluation.report import Report, Section
 from wsigen.networks.measuring import SegmentationNetwork
 from wsigen.system.caching import FileStamp, file_stamp
 from wsigen.system.devices import choose_device
+from wsigen.system.reporting import Reporter, silent
 from wsigen.system.side_by_side import side_by_side
 from wsigen.training.data import manifest as folder_format
 from wsigen.training.data.manifest import Manifest, TrainingImage
@@ -39,7 +40,6 @@ ARMS = ("real", "painted", "both", "both, rare classes more often")
 EVEN = (0.0,) * 6  # every mask as often, some several times, each time with other noise
 RARE = (20.0, 0.0, 0.0, 2.0, 20.0, 0.0)  # neutrophils, plasma cells and eosinophils
 SCORES = "scores.json"  # of a run that is trained and tested
-Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ class Study:
         return on_gpu if self.compile_model is None else self.compile_model
 
 
-def study_segmentation(study: Study, progress: Progress = lambda what, done, total: None) -> Report:
+def study_segmentation(study: Study, progress: Reporter = silent) -> Report:
     """Paint, train every arm with every seed, test, and write the report. What is finished is kept for ``resume``."""
     if study.recipe.task != "segment":
         raise SettingsError(f"study segmentation: the recipe's task is {study.recipe.task!r}; give one with 'segment'")

@@ -16,10 +16,10 @@ from functools import lru_cache
 import numpy as np
 
 from wsigen.choices import LAYOUT_PRESETS
-from wsigen.config import shipped_config
 from wsigen.errors import SettingsError
 from wsigen.layouts.layout import CELL, REGIONS, Layout, packed
 from wsigen.masks.classes import ClassTable
+from wsigen.system.shipped import shipped_config
 
 LOOKS = 4  # points a cell, each way
 BAND = 32  # rows of cells that are computed at a time

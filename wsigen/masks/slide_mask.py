@@ -23,7 +23,9 @@ import numpy as np
 
 from wsigen.errors import MaskError
 from wsigen.masks.summary import MaskSummary, summarise
-from wsigen.masks.tiff_planes import Plane, open_mask_file, open_stream
+from wsigen.masks.tiff.mask_file import open_mask_file
+from wsigen.masks.tiff.opening import open_stream
+from wsigen.masks.tiff.plane import Plane
 from wsigen.masks.window import GLASS, TISSUE, UNKNOWN, MaskWindow, reflected
 from wsigen.masks.writer import write_slide_mask
 from wsigen.system.caching import ArrayCache

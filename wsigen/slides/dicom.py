@@ -18,7 +18,7 @@ from typing import Any
 
 from wsigen.errors import SlideError
 from wsigen.slides.metadata import SYNTHETIC_PATIENT, SlideMetadata
-from wsigen.slides.row_stream import Progress, RowReader
+from wsigen.slides.row_stream import RowReader, RowsDone
 from wsigen.slides.svs import write_svs
 
 _DATE, _TIME = "19700101", "000000"
@@ -33,7 +33,7 @@ def write_dicom(
     read_rows: RowReader,
     metadata: SlideMetadata,
     quality: int,
-    progress: Progress,
+    progress: RowsDone,
     patient_id: str = "",
 ) -> None:
     """Write one .dcm file a level and a picture into the new folder `path`; patient_id: default from the provenance."""

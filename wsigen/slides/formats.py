@@ -19,9 +19,10 @@ from wsigen.errors import SlideError
 from wsigen.slides.info import SlideInfo
 from wsigen.slides.metadata import SlideMetadata
 from wsigen.slides.reading import opened_slide
-from wsigen.slides.row_stream import Progress, RowReader
+from wsigen.slides.row_stream import RowReader, RowsDone
 from wsigen.slides.svs import check_settings, last_line, write_svs
 from wsigen.system.folders import is_dropping
+from wsigen.system.reporting import Reporter, silent
 
 
 @dataclass(frozen=True)
@@ -78,7 +79,7 @@ def write_slide(
     metadata: SlideMetadata,
     format: SlideFormat,
     jpeg_quality: int = 90,
-    progress: Progress | None = None,
+    progress: RowsDone | None = None,
     overwrite: bool = False,
     patient_id: str = "",
 ) -> None:
@@ -88,7 +89,7 @@ def write_slide(
     missing. What `read_rows` or `progress` raises comes out as itself.
     """
     target = Path(path)
-    report: Progress = progress if progress is not None else lambda rows: None
+    report: RowsDone = progress if progress is not None else lambda rows: None
     if format.name == "svs":
         write_svs(target, width, height, read_rows, metadata, jpeg_quality, report, overwrite)
         return
@@ -165,13 +166,13 @@ def export_slide(
     format: str | None = None,
     jpeg_quality: int = 90,
     overwrite: bool = False,
-    progress: Callable[[int, int], None] = lambda rows, height: None,
+    progress: Reporter = silent,
     patient_id: str = "",
 ) -> SlideInfo:
     """Write a slide that wsigen painted, in any of its formats, in another; returns what the slide is.
 
     Its JPEG is decoded and encoded anew (except to OME-Zarr, which keeps what was decoded, and to DICOM from .svs where
-    libjpeg-turbo is installed). progress(rows, height): rows done.
+    libjpeg-turbo is installed). Rows done are reported.
 
     Raises SlideError for a slide that is not marked as painted by wsigen: every format we write says that it is
     synthetic, and a patient's slide is not.
@@ -189,10 +190,10 @@ def export_slide(
 
             check_target(target, chosen, overwrite)
             _appearing(target, lambda partial: convert(source, partial, metadata, patient_id))
-            progress(facts.height, facts.height)
+            progress("encoding", facts.height, facts.height)
         else:
             write_slide(
                 target, facts.width, facts.height, read_rows, metadata, chosen, jpeg_quality,
-                lambda rows: progress(rows, facts.height), overwrite, patient_id,
+                lambda rows: progress("encoding", rows, facts.height), overwrite, patient_id,
             )  # fmt: skip
     return replace(facts, path=target)

@@ -9,9 +9,9 @@ import openslide
 import tifffile
 
 from wsigen.errors import SlideError
-from wsigen.masks.scale import plausible_sizes
 from wsigen.slides.metadata import SYNTHETIC_PATIENT, SYNTHETIC_SCANNER, parse_description
 from wsigen.system.folders import is_dropping
+from wsigen.system.scale import plausible_sizes
 
 
 @dataclass(frozen=True)

@@ -9,15 +9,15 @@ import numpy as np
 
 from wsigen.slides.metadata import DIGITAL_SOURCE_TYPE, SlideMetadata
 from wsigen.slides.pyramid import halve
-from wsigen.slides.row_stream import Progress, RowReader, checked_rows
-from wsigen.zarr_levels import CHUNK, LevelWriter, create_level
+from wsigen.slides.row_stream import RowReader, RowsDone, checked_rows
+from wsigen.system.zarr_levels import CHUNK, LevelWriter, create_level
 
 SMALLEST_LEVEL = 512
 WHITE = 255
 
 
 def write_ome_zarr(
-    path: Path, width: int, height: int, read_rows: RowReader, metadata: SlideMetadata, quality: int, progress: Progress
+    path: Path, width: int, height: int, read_rows: RowReader, metadata: SlideMetadata, quality: int, progress: RowsDone
 ) -> None:
     """Write the group `path`; `quality` has no meaning here."""
     import zarr

@@ -13,14 +13,14 @@ from xml.sax.saxutils import quoteattr
 import pyvips
 
 from wsigen.slides.metadata import SlideMetadata, aperio_description, aperio_header, xmp_packet
-from wsigen.slides.row_stream import Progress, RowReader, encode_rows
+from wsigen.slides.row_stream import RowReader, RowsDone, encode_rows
 
 TILE = 256
 DZI_TILE, DZI_OVERLAP = 254, 1
 
 
 def write_tiff(
-    path: Path, width: int, height: int, read_rows: RowReader, metadata: SlideMetadata, quality: int, progress: Progress
+    path: Path, width: int, height: int, read_rows: RowReader, metadata: SlideMetadata, quality: int, progress: RowsDone
 ) -> None:
     """Write a generic tiled pyramid: what OpenSlide calls generic-tiff and every TIFF library reads."""
 
@@ -31,7 +31,7 @@ def write_tiff(
 
 
 def write_ome_tiff(
-    path: Path, width: int, height: int, read_rows: RowReader, metadata: SlideMetadata, quality: int, progress: Progress
+    path: Path, width: int, height: int, read_rows: RowReader, metadata: SlideMetadata, quality: int, progress: RowsDone
 ) -> None:
     """Write an OME-TIFF with its levels as sub-resolutions (SubIFDs), as Bio-Formats and QuPath read them."""
 
@@ -42,7 +42,7 @@ def write_ome_tiff(
 
 
 def write_dzi(
-    path: Path, width: int, height: int, read_rows: RowReader, metadata: SlideMetadata, quality: int, progress: Progress
+    path: Path, width: int, height: int, read_rows: RowReader, metadata: SlideMetadata, quality: int, progress: RowsDone
 ) -> None:
     """Write NAME.dzi and NAME_files/ for web viewers such as OpenSeadragon; `path` ends in .dzi."""
 

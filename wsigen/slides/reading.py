@@ -20,12 +20,12 @@ import openslide
 from PIL import Image
 
 from wsigen.errors import MaskError, SlideError
-from wsigen.masks.scale import plausible_mpp, square_mpp
 from wsigen.slides.info import SlideInfo, SlideLevel, openslide_path, read_slide_info
 from wsigen.slides.row_stream import RowReader
 from wsigen.system.cores import available_cores
+from wsigen.system.scale import plausible_mpp, square_mpp
 from wsigen.system.text_files import read_text
-from wsigen.zarr_levels import pixel_sizes
+from wsigen.system.zarr_levels import pixel_sizes
 
 READ_COLUMNS = 2048  # columns that a thread decodes at once; whole tiles
 MAX_FACTS_BYTES = 1 << 20

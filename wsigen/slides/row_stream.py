@@ -12,7 +12,7 @@ from wsigen.errors import SlideError
 from wsigen.slides.virtual_tiff import RowFeed, VirtualTiff
 
 RowReader = Callable[[int, int], np.ndarray]
-Progress = Callable[[int], None]
+RowsDone = Callable[[int], None]  # rows from the top that are done
 
 
 def encode_rows(
@@ -20,7 +20,7 @@ def encode_rows(
     height: int,
     read_rows: RowReader,
     encode: Callable[[pyvips.Image], None],
-    progress: Progress | None = None,
+    progress: RowsDone | None = None,
     band_rows: int = 256,
 ) -> None:
     """Run `encode(image)` in a thread of its own while this one asks for rows, each once, from the top down.

@@ -21,7 +21,7 @@ from wsigen.errors import SlideError
 from wsigen.slides.associated import add_associated_images
 from wsigen.slides.metadata import SlideMetadata, aperio_description, aperio_header, xmp_packet
 from wsigen.slides.pyramid import CELL, PyramidEncoder, level_sizes, read_ahead
-from wsigen.slides.row_stream import RowReader, checked_rows
+from wsigen.slides.row_stream import RowReader, RowsDone, checked_rows
 from wsigen.slides.tiled_tiff import TILE, TiledTiff, TileJpeg
 from wsigen.system.cores import available_cores
 from wsigen.system.replacing import replacing
@@ -40,7 +40,7 @@ def write_svs(
     read_rows: RowReader,
     metadata: SlideMetadata,
     jpeg_quality: int = 90,
-    progress: Callable[[int], None] | None = None,
+    progress: RowsDone | None = None,
     overwrite: bool = False,
     band_rows: int = TILE,
 ) -> None:
@@ -72,7 +72,7 @@ def write_svs_panels(
     *,
     panel: int,
     jpeg_quality: int = 90,
-    progress: Callable[[int], None] | None = None,
+    progress: RowsDone | None = None,
     overwrite: bool = False,
 ) -> None:
     """Write the slide to `path` as `write_svs` does, from square panels.
@@ -123,9 +123,7 @@ def _write(
                 file.close()
 
 
-def _row_panels(
-    width: int, height: int, read_rows: RowReader, band_rows: int, progress: Callable[[int], None] | None
-) -> Panels:
+def _row_panels(width: int, height: int, read_rows: RowReader, band_rows: int, progress: RowsDone | None) -> Panels:
     """Panels of CELL rows, as wide as the slide, from bands of rows."""
     panel = np.empty((0, width, 3), np.uint8)
     top = 0  # of the panel
@@ -139,7 +137,7 @@ def _row_panels(
             progress(y1)
 
 
-def _with_progress(panels: Panels, width: int, progress: Callable[[int], None] | None) -> Panels:
+def _with_progress(panels: Panels, width: int, progress: RowsDone | None) -> Panels:
     for x, y, pixels in panels:
         yield x, y, pixels
         if progress is not None and x + pixels.shape[1] == width:

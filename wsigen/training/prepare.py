@@ -7,7 +7,7 @@ formats); this module resamples them, splits by source image and writes.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +15,12 @@ import numpy as np
 
 from wsigen.errors import DataError
 from wsigen.system.folders import is_empty
+from wsigen.system.reporting import Reporter, silent
 from wsigen.training.data import manifest as folder_format
 from wsigen.training.data.formats import DATA_SETS
 from wsigen.training.data.manifest import UNAVAILABLE, Manifest, Split, TrainingImage
 from wsigen.training.data.source import DataSet, Picture
 from wsigen.training.data.split import validation_groups
-
-Progress = Callable[[int, int, str], None]  # pictures done, pictures in all, name
 
 
 def prepare(
@@ -32,7 +31,7 @@ def prepare(
     webp_quality: int | Mapping[str, int] | None = None,
     classes: Sequence[dict[str, Any]] | None = None,
     overwrite: bool = False,
-    progress: Progress | None = None,
+    progress: Reporter = silent,
 ) -> Manifest:
     """Write a training folder from data sets on disk; the same input gives the same files.
 
@@ -100,7 +99,7 @@ def _write_all(
     validation: frozenset[str],
     webp_quality: int | Mapping[str, int] | None,
     class_count: int,
-    progress: Progress | None,
+    progress: Reporter,
 ) -> Iterator[TrainingImage]:
     for name in ("images", "labels", "instances"):
         (out / name).mkdir(parents=True)
@@ -116,8 +115,7 @@ def _write_all(
             _write_picture(out, name, picture, quality)
             yield TrainingImage(name, data_set.name, picture.group, split, width, height, data_set.quality)
             done += 1
-            if progress is not None:
-                progress(done, total, name)
+            progress("preparing pictures", done, total)
 
 
 def _write_picture(out: Path, name: str, picture: Picture, quality: int | None) -> None:

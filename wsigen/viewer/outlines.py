@@ -6,7 +6,6 @@ Outlines may overlap, lie in one another and have any class; nothing is rasteris
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +19,7 @@ from wsigen.masks.importers.outlines import OutlineSet, OutlineSpool
 from wsigen.masks.importers.sniffing import open_source
 from wsigen.masks.importers.sources import OutlineSource, damage_is_one_line
 from wsigen.masks.origin import Origin
+from wsigen.system.reporting import Reporter, silent
 from wsigen.viewer.overlays import Drawing, Found, Marks, Overlay, _bounded
 
 MOST_DRAWN = 20_000  # polygons of a tile; of more the middles are marked
@@ -39,7 +39,7 @@ class OutlineOverlay(Overlay):
         size: tuple[int, int],
         mpp: float | None,
         table: ClassTable,
-        progress: Callable[[str, float], None] = lambda what, share: None,
+        progress: Reporter = silent,
         bounds: tuple[int, int] | None = None,
         origin: Origin = Origin.AUTO,
     ) -> None:
@@ -59,7 +59,7 @@ class OutlineOverlay(Overlay):
         kinds = self._class_of_name[self._outlines.object_name[objects]]
         self.counts = tuple(np.bincount(kinds, minlength=len(self.classes) + 1)[1:].tolist())
 
-    def _read(self, path: Path, progress: Callable[[str, float], None]) -> tuple[OutlineSet, bool]:
+    def _read(self, path: Path, progress: Reporter) -> tuple[OutlineSet, bool]:
         """The outlines of a file, and whether its format counts from a slide's bounds."""
         source = open_source(path, None, None)
         if not isinstance(source, OutlineSource):

@@ -6,7 +6,6 @@ Everything is opened and checked before the server starts; a request names pictu
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from wsigen.models.config import ModelConfig
 from wsigen.models.registry import DEFAULT_MODEL, load_config
 from wsigen.painting.on_demand import CACHE_BYTES
 from wsigen.rendering.plan import MaskFacts, plan_render
+from wsigen.system.reporting import Reporter, silent
 from wsigen.viewer.live.mask import ReadMask, read_mask
 from wsigen.viewer.live.slide import LiveSlide
 from wsigen.viewer.outlines import OutlineOverlay
@@ -28,7 +28,6 @@ from wsigen.viewer.overlays import MaskOverlay, Overlay
 from wsigen.viewer.saving import SaveJob, slide_path
 from wsigen.viewer.tiles import SlideTiles
 
-Progress = Callable[[str, float], None]
 SAME_ASPECT = 0.01
 
 
@@ -151,7 +150,7 @@ class Scene:
         }  # fmt: skip
 
 
-def open_scene(settings: SceneSettings, progress: Progress = lambda what, share: None) -> Scene:
+def open_scene(settings: SceneSettings, progress: Reporter = silent) -> Scene:
     """Open everything; raises a WsigenError that names what to mend, with nothing left open."""
     scene = Scene(settings)
     try:
@@ -181,9 +180,9 @@ def is_mask(path: Path) -> bool:
     return True
 
 
-def _open_live(scene: Scene, config: ModelConfig, progress: Progress) -> None:
+def _open_live(scene: Scene, config: ModelConfig, progress: Reporter) -> None:
     settings = scene.settings
-    read = read_mask(settings.path, config, lambda share: progress("reading the mask", share))
+    read = read_mask(settings.path, config, progress)
     plan = plan_render(settings.path, settings.out, settings.render, read.facts)
     scene.live = LiveSlide(plan, read, settings.render, settings.cache_bytes)
 
@@ -198,13 +197,13 @@ def _open_other(scene: Scene, path: Path) -> None:
     scene.places["other"] = _place(path, (*first["levels"][0], first["mpp"]), (*size, mpp))
 
 
-def _open_overlay(scene: Scene, path: Path, config: ModelConfig, progress: Progress) -> None:
+def _open_overlay(scene: Scene, path: Path, config: ModelConfig, progress: Reporter) -> None:
     first = scene.describe()["pictures"][0]
     width, height = first["levels"][0]
     if not path.exists():
         raise MaskError(f"{path}: no such file; give a mask or outlines (GeoJSON)")
     if is_mask(path):
-        read: ReadMask = read_mask(path, config, lambda share: progress("reading the mask", share))
+        read: ReadMask = read_mask(path, config, progress)
         facts: MaskFacts = read.facts
         overlay: Overlay = MaskOverlay(path, config.classes, facts.summary, read.chart)
         painted_part = scene.slides["slide"].info.provenance.get("rect") if "slide" in scene.slides else None
@@ -221,7 +220,7 @@ def _open_overlay(scene: Scene, path: Path, config: ModelConfig, progress: Progr
 
 
 def _outlines(
-    scene: Scene, path: Path, size: tuple[int, int], mpp: float | None, config: ModelConfig, progress: Progress
+    scene: Scene, path: Path, size: tuple[int, int], mpp: float | None, config: ModelConfig, progress: Reporter
 ) -> OutlineOverlay:
     bounds = scene.slides["slide"].info.bounds if "slide" in scene.slides else None
     if scene.settings.origin is Origin.BOUNDS and bounds is None:

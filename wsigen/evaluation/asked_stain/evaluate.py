@@ -29,7 +29,7 @@ from wsigen.evaluation.asked_stain.fitting import (
     inverse_styles,
     ridge_errors,
 )
-from wsigen.evaluation.asked_stain.painting import Bench, Progress
+from wsigen.evaluation.asked_stain.painting import Bench
 from wsigen.evaluation.asked_stain.styles import Source, choose_styles, read_masks, with_named
 from wsigen.evaluation.material import PaintOptions, check_window, load_painter
 from wsigen.evaluation.report import Report, Section
@@ -57,7 +57,7 @@ class StainEvaluation:
     overwrite: bool = False
 
 
-def evaluate_stain(settings: StainEvaluation, progress: Progress = lambda what, done, total: None) -> Report:
+def evaluate_stain(settings: StainEvaluation, progress: Reporter = silent) -> Report:
     """Measure, write the report and, where it is asked for, the model with its response; return the report.
 
     Raises a WsigenError before anything is written where it can.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,10 +17,10 @@ from wsigen.models.stain import StainStyle, StyleRange, optical_density, tissue_
 from wsigen.models.stain_response import NUMBERS
 from wsigen.networks.denoiser import Denoiser
 from wsigen.system.devices import DeviceChoice
+from wsigen.system.reporting import Reporter
 from wsigen.training.corrupt import plain_conditions
 
 GLASS = StainStyle("").glass_rgb
-Progress = Callable[[str, int, int], None]  # what, done, of how many
 
 
 def density_sums(patches: np.ndarray) -> np.ndarray:
@@ -58,7 +58,7 @@ class Bench:
     masks: Masks
     options: PaintOptions
     choice: DeviceChoice
-    progress: Progress
+    progress: Reporter
 
     @property
     def range(self) -> StyleRange:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -18,6 +18,7 @@ from wsigen.masks.origin import Origin
 from wsigen.masks.outline import trace_runs
 from wsigen.masks.slide_mask import MaskSource, SlideMask
 from wsigen.system.folders import temporary_beside
+from wsigen.system.reporting import Reporter, silent
 
 # name -> ending of its files. The folder of OME-Zarr labels is written by a module of its own.
 # These hold outlines by themselves, so they may count from a slide's bounds; the others describe the whole picture.
@@ -63,7 +64,7 @@ def export_mask(
     classes: ClassTable,
     format: str | None = None,
     overwrite: bool = False,
-    progress: Callable[[str, float], None] = lambda what, share: None,
+    progress: Reporter = silent,
     slide: Target | None = None,
     origin: Origin = Origin.AUTO,
 ) -> ExportReport:
@@ -142,12 +143,12 @@ def _write_outlines(
     path: Path,
     mask: MaskSource,
     classes: ClassTable,
-    progress: Callable[[str, float], None],
+    progress: Reporter,
     offset: tuple[int, int],
 ) -> tuple[int, int]:
     count = regions = 0
     with _writer(name)(path, mask, classes) as writer:
-        for runs in finished_nuclei(mask, lambda share: progress("tracing", share)):
+        for runs in finished_nuclei(mask, progress):
             nuclei = [_moved(nucleus, offset) for nucleus in traced(runs, classes)]
             writer.add(nuclei)
             count += len(nuclei)

@@ -17,6 +17,7 @@ from scipy.sparse.csgraph import connected_components
 from wsigen.masks.slide_mask import MaskSource
 from wsigen.masks.window import TISSUE, MaskWindow
 from wsigen.masks.writer import TILE
+from wsigen.system.reporting import Reporter, silent
 
 BAND_PIXELS = 1 << 26
 MIN_ROWS, MAX_ROWS = 64, 2048
@@ -49,7 +50,7 @@ class Runs:
 NO_RUNS = Runs(*(np.zeros(0, np.int64),) * 5)
 
 
-def finished_nuclei(mask: MaskSource, progress: Callable[[float], None] = lambda share: None) -> Iterator[Runs]:
+def finished_nuclei(mask: MaskSource, progress: Reporter = silent) -> Iterator[Runs]:
     """Batches of whole nuclei; `owner` is the id in the mask, else a number from 1 on; `value` is the class."""
     if mask.has_instances:
         return _by_id(mask, progress)
@@ -58,7 +59,7 @@ def finished_nuclei(mask: MaskSource, progress: Callable[[float], None] = lambda
 
 def finished_tissue(mask: MaskSource) -> Iterator[Runs]:
     """Batches of whole 4-connected regions of the tissue plane."""
-    return _by_component(mask, _tissue_of, lambda share: None)
+    return _by_component(mask, _tissue_of, silent)
 
 
 def _tissue_of(band: MaskWindow) -> np.ndarray:
@@ -100,7 +101,7 @@ def _runs_of(labels: np.ndarray, values: np.ndarray, y0: int) -> Runs:
     return Runs(owner, row + y0, starts - row * width, ends - row * width, value)
 
 
-def _by_id(mask: MaskSource, progress: Callable[[float], None]) -> Iterator[Runs]:
+def _by_id(mask: MaskSource, progress: Reporter) -> Iterator[Runs]:
     ids, last = _last_rows(mask, progress)
     held = NO_RUNS
     for y, band in bands(mask):
@@ -111,10 +112,10 @@ def _by_id(mask: MaskSource, progress: Callable[[float], None]) -> Iterator[Runs
         if done.any():
             yield held.where(done)
             held = held.where(~done)
-        progress(0.5 + 0.5 * (y + band.shape[0]) / mask.height)
+        progress("tracing", 0.5 + 0.5 * (y + band.shape[0]) / mask.height)
 
 
-def _last_rows(mask: MaskSource, progress: Callable[[float], None]) -> tuple[np.ndarray, np.ndarray]:
+def _last_rows(mask: MaskSource, progress: Reporter) -> tuple[np.ndarray, np.ndarray]:
     """Every id, sorted, and the first row of the last band in which it occurs."""
     ids, last = np.zeros(0, np.int64), np.zeros(0, np.int64)
     for y, band in bands(mask):
@@ -124,13 +125,11 @@ def _last_rows(mask: MaskSource, progress: Callable[[float], None]) -> tuple[np.
         rows = np.concatenate([np.full(len(found), y, np.int64), last])
         ids, first = np.unique(both, return_index=True)
         last = rows[first]
-        progress(0.5 * (y + band.shape[0]) / mask.height)
+        progress("tracing", 0.5 * (y + band.shape[0]) / mask.height)
     return ids, last
 
 
-def _by_component(
-    mask: MaskSource, plane: Callable[[MaskWindow], np.ndarray], progress: Callable[[float], None]
-) -> Iterator[Runs]:
+def _by_component(mask: MaskSource, plane: Callable[[MaskWindow], np.ndarray], progress: Reporter) -> Iterator[Runs]:
     held, next_id = NO_RUNS, 1
     for y, band in bands(mask):
         values = plane(band)
@@ -142,7 +141,7 @@ def _by_component(
         if not waiting.all():
             yield held.where(~waiting)
         held = held.where(waiting)
-        progress(bottom / mask.height)
+        progress("tracing", bottom / mask.height)
 
 
 def _joined(held: Runs, found: Runs, y: int, width: int, next_id: int) -> tuple[Runs, int]:

@@ -5,7 +5,6 @@ The folder is a group `labels`, which may stand beside any OME-Zarr image of the
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -16,12 +15,13 @@ from wsigen.masks.classes import ClassTable
 from wsigen.masks.slide_mask import MaskSource
 from wsigen.masks.summary import NucleusCount
 from wsigen.masks.window import MaskWindow
-from wsigen.zarr_levels import CHUNK, LevelWriter, create_level
+from wsigen.system.reporting import Reporter
+from wsigen.system.zarr_levels import CHUNK, LevelWriter, create_level
 
 SMALLEST_LEVEL = 1024
 
 
-def write_label_zarr(path: Path, mask: MaskSource, classes: ClassTable, progress: Callable[[str, float], None]) -> int:
+def write_label_zarr(path: Path, mask: MaskSource, classes: ClassTable, progress: Reporter) -> int:
     """Write the planes of a mask as label images into the new folder `path`; returns the number of nuclei."""
     import zarr
 

@@ -11,8 +11,9 @@ from collections.abc import Iterator
 import numpy as np
 
 from wsigen.masks.importers.class_maps import UNCLASSIFIED
-from wsigen.masks.importers.sources import OutlineSource, Progress, SourceObject
+from wsigen.masks.importers.sources import OutlineSource, SourceObject
 from wsigen.masks.importers.xml_stream import read_elements
+from wsigen.system.reporting import Reporter
 
 _AREAS = ("polygon", "spline", "rectangle")
 _NO_GROUP = ("", "None")
@@ -23,7 +24,7 @@ class AsapSource(OutlineSource):
 
     format = "ASAP XML"
 
-    def objects(self, progress: Progress) -> Iterator[SourceObject | None]:
+    def objects(self, progress: Reporter) -> Iterator[SourceObject | None]:
         """Read all annotations."""
         reader = _Annotations(self)
         for _ in read_elements(self.path, reader, progress):

@@ -15,8 +15,9 @@ import numpy as np
 
 from wsigen.errors import MaskError
 from wsigen.masks.importers.json_stream import JsonStream
-from wsigen.masks.importers.sources import CountedFile, OutlineSource, Progress, SourceObject
+from wsigen.masks.importers.sources import CountedFile, OutlineSource, SourceObject
 from wsigen.masks.outline import trace_bitmap
+from wsigen.system.reporting import Reporter
 
 MAX_BITMAP_PIXELS = 1 << 24
 MAX_RUNS = 1 << 24
@@ -31,7 +32,7 @@ class CocoSource(OutlineSource):
         super().__init__(path)
         self._image = image
 
-    def objects(self, progress: Progress) -> Iterator[SourceObject | None]:
+    def objects(self, progress: Reporter) -> Iterator[SourceObject | None]:
         """Read the annotations of the chosen picture; categories and pictures may stand before or after them."""
         chosen = self._choose(progress)
         with CountedFile(self.path, progress) as file:
@@ -46,7 +47,7 @@ class CocoSource(OutlineSource):
                 elif key != "annotations":
                     stream.skip()
 
-    def _choose(self, progress: Progress) -> Any:
+    def _choose(self, progress: Reporter) -> Any:
         """Read pictures and categories; returns the id of the picture, None where the file lists none."""
         images: list[Any] = []
         with CountedFile(self.path, progress) as file:

@@ -14,8 +14,9 @@ import numpy as np
 
 from wsigen.masks.importers.class_maps import UNCLASSIFIED
 from wsigen.masks.importers.json_stream import JsonStream
-from wsigen.masks.importers.sources import CountedFile, OutlineSource, Progress, SourceObject
-from wsigen.masks.scale import plausible_mpp
+from wsigen.masks.importers.sources import CountedFile, OutlineSource, SourceObject
+from wsigen.system.reporting import Reporter
+from wsigen.system.scale import plausible_mpp
 
 MPP_AT_1X = 10.0  # microns per pixel of a magnification of 1, by the convention of 0.25 at 40
 
@@ -26,7 +27,7 @@ class HoverNetSource(OutlineSource):
     format = "HoVer-Net JSON"
     pixel_centres = True
 
-    def objects(self, progress: Progress) -> Iterator[SourceObject | None]:
+    def objects(self, progress: Reporter) -> Iterator[SourceObject | None]:
         """Read the nuclei; `mag` gives the scale of the coordinates."""
         with CountedFile(self.path, progress) as file:
             stream = JsonStream(file)
@@ -48,7 +49,7 @@ class CellVitSource(OutlineSource):
     format = "CellViT JSON"
     pixel_centres = True
 
-    def objects(self, progress: Progress) -> Iterator[SourceObject | None]:
+    def objects(self, progress: Reporter) -> Iterator[SourceObject | None]:
         """Read the cells; `type_map` names their classes."""
         with CountedFile(self.path, progress) as file:
             stream = JsonStream(file)

@@ -13,9 +13,10 @@ from typing import Any
 import numpy as np
 
 from wsigen.masks.importers.class_maps import UNCLASSIFIED
-from wsigen.masks.importers.sources import CountedFile, OutlineSource, Progress, SourceObject
+from wsigen.masks.importers.sources import CountedFile, OutlineSource, SourceObject
 from wsigen.masks.importers.xml_stream import CHUNK_BYTES, read_elements
-from wsigen.masks.scale import plausible_mpp
+from wsigen.system.reporting import Reporter, silent
+from wsigen.system.scale import plausible_mpp
 
 ELLIPSE_POINTS = 64
 _ELLIPSE = "2"
@@ -27,7 +28,7 @@ class ImageScopeSource(OutlineSource):
 
     format = "ImageScope XML"
 
-    def objects(self, progress: Progress) -> Iterator[SourceObject | None]:
+    def objects(self, progress: Reporter) -> Iterator[SourceObject | None]:
         """Read the regions of all layers."""
         holes = self._holes()
         reader = _Regions(self)
@@ -43,7 +44,7 @@ class ImageScopeSource(OutlineSource):
         holes: defaultdict[int, list[Any]] = defaultdict(list)
         if self._may_have_holes():
             reader = _Regions(self, negative=True)
-            for _ in read_elements(self.path, reader, lambda what, share: None):
+            for _ in read_elements(self.path, reader, silent):
                 for layer, _, points in reader.finished:
                     if points is not None and _has_area(points):
                         holes[layer].append(shapely.make_valid(shapely.Polygon(points)))
@@ -53,7 +54,7 @@ class ImageScopeSource(OutlineSource):
     def _may_have_holes(self) -> bool:
         """Whether the bytes of the file speak of negative regions, which is much sooner told than parsed."""
         kept = b""
-        with CountedFile(self.path, lambda what, share: None) as file:
+        with CountedFile(self.path, silent) as file:
             while chunk := file.read(CHUNK_BYTES):
                 if _NEGATIVE.search(kept + chunk) or b"\0" in chunk:  # UTF-16 is not searched
                     return True

@@ -17,7 +17,7 @@ from wsigen.masks.importers.rasterise import Rasteriser
 from wsigen.masks.importers.report import ImportReport, refuse_empty, refuse_unknown
 from wsigen.masks.importers.settings import ImportSettings, check_size, check_target
 from wsigen.masks.importers.sniffing import open_source
-from wsigen.masks.importers.sources import Kind, LabelSource, OutlineSource, Progress
+from wsigen.masks.importers.sources import Kind, LabelSource, OutlineSource
 from wsigen.masks.importers.tissue import (
     TissuePlane,
     counted_from_slide,
@@ -30,6 +30,7 @@ from wsigen.masks.importers.tissue import (
 from wsigen.masks.window import TISSUE, MaskWindow
 from wsigen.masks.writer import write_slide_mask
 from wsigen.system.folders import temporary_beside
+from wsigen.system.reporting import Reporter, silent
 
 
 def import_mask(
@@ -37,7 +38,7 @@ def import_mask(
     out: str | os.PathLike[str],
     settings: ImportSettings,
     overwrite: bool = False,
-    progress: Progress = lambda what, share: None,
+    progress: Reporter = silent,
 ) -> ImportReport:
     """Make a slide mask from a file of cells; its format is recognised from the content.
 
@@ -64,7 +65,7 @@ def import_mask(
 
 
 def _import_outlines(
-    source: OutlineSource, out: Path, settings: ImportSettings, overwrite: bool, progress: Progress
+    source: OutlineSource, out: Path, settings: ImportSettings, overwrite: bool, progress: Reporter
 ) -> ImportReport:
     with temporary_beside(out, MaskError) as folder:
         centres = source.pixel_centres if settings.pixel_centres is None else settings.pixel_centres
@@ -209,7 +210,7 @@ def _tissue(
     scale: float,
     centres: bool,
     folder: Path,
-    progress: Progress,
+    progress: Reporter,
 ) -> TissuePlane | None:
     tissue = TissuePlane()
     if is_region.any():

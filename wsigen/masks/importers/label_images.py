@@ -25,7 +25,8 @@ from wsigen.masks.importers.settings import check_size
 from wsigen.masks.importers.sources import Labels, LabelSource
 from wsigen.masks.palettes import palette_indices
 from wsigen.masks.slide_mask import SlideMask
-from wsigen.masks.tiff_planes import PLANE_NAMES, LabelPage, label_pages, page_rows
+from wsigen.masks.tiff.labels import LabelPage, label_pages, page_rows
+from wsigen.masks.tiff.metadata import PLANE_NAMES
 from wsigen.system.text_files import read_text
 
 YIELDED_ROWS = 128  # what is made from a band is then small

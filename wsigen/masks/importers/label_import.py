@@ -13,13 +13,14 @@ from wsigen.errors import MaskError
 from wsigen.masks.importers.class_maps import SKIP, TISSUE_REGION, UNCLASSIFIED, class_map
 from wsigen.masks.importers.report import ImportReport, listed, refuse_empty, refuse_unknown
 from wsigen.masks.importers.settings import ImportSettings, check_size
-from wsigen.masks.importers.sources import LabelSource, Progress, damage_is_one_line
+from wsigen.masks.importers.sources import LabelSource, damage_is_one_line
 from wsigen.masks.importers.tissue import TissuePlane, has_tissue_plane, marks_tissue, same_file, tissue_of_file
-from wsigen.masks.scale import plausible_mpp, plausible_sizes, square_mpp
 from wsigen.masks.slide_mask import SlideMask
 from wsigen.masks.window import GLASS, TISSUE, MaskWindow
 from wsigen.masks.writer import rebuffered, write_slide_mask
 from wsigen.system.folders import temporary_beside
+from wsigen.system.reporting import Reporter
+from wsigen.system.scale import plausible_mpp, plausible_sizes, square_mpp
 
 MAX_ID = 2**32 - 1
 LARGEST_TABLE = 1 << 24
@@ -28,7 +29,7 @@ MERGED_AT = 1 << 22  # keys waiting to be merged
 
 
 def import_labels(
-    source: LabelSource, out: Path, settings: ImportSettings, overwrite: bool, progress: Progress
+    source: LabelSource, out: Path, settings: ImportSettings, overwrite: bool, progress: Reporter
 ) -> ImportReport:
     """Write the mask of a label image; raises what `import_mask` raises."""
     with temporary_beside(out, MaskError) as folder:
@@ -55,7 +56,7 @@ def import_labels(
 
 
 def _tissue(
-    source: LabelSource, settings: ImportSettings, mapping: _Mapping, folder: Path, progress: Progress
+    source: LabelSource, settings: ImportSettings, mapping: _Mapping, folder: Path, progress: Reporter
 ) -> TissuePlane | None:
     """What makes the tissue plane; None where there is to be none."""
     tissue = TissuePlane()
@@ -220,7 +221,7 @@ class _Mapping:
         refuse_empty(self._source.path, reason)
 
 
-def _mapped(source: LabelSource, mapping: _Mapping, progress: Progress) -> Iterator[MaskWindow]:
+def _mapped(source: LabelSource, mapping: _Mapping, progress: Reporter) -> Iterator[MaskWindow]:
     row = 0
     with damage_is_one_line(source.path, source.format):
         for band in source.bands():

@@ -20,7 +20,7 @@ from wsigen.masks.importers.settings import check_size
 from wsigen.masks.importers.sources import Labels, LabelSource, damage_is_one_line
 from wsigen.masks.importers.zarr_chunks import ChunkCheck
 from wsigen.system.text_files import read_text
-from wsigen.zarr_levels import pixel_sizes
+from wsigen.system.zarr_levels import pixel_sizes
 
 MAX_METADATA_BYTES = 1 << 28
 MAX_CHUNK_BYTES = 1 << 29

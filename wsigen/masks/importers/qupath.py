@@ -17,7 +17,8 @@ import numpy as np
 
 from wsigen.masks.importers.class_maps import UNCLASSIFIED, class_name
 from wsigen.masks.importers.json_stream import MAX_DEPTH, JsonStream
-from wsigen.masks.importers.sources import CountedFile, Kind, OutlineSource, Progress, SourceObject
+from wsigen.masks.importers.sources import CountedFile, Kind, OutlineSource, SourceObject
+from wsigen.system.reporting import Reporter
 
 POLYGONS_HELD = 4096
 # A core of a tissue microarray holds nuclei; the root holds everything.
@@ -36,7 +37,7 @@ class GeoJsonSource(OutlineSource):
     format = "GeoJSON"
     from_bounds = True
 
-    def objects(self, progress: Progress) -> Iterator[SourceObject | None]:
+    def objects(self, progress: Reporter) -> Iterator[SourceObject | None]:
         """Read all features, those inside `childObjects` too."""
         with CountedFile(self.path, progress) as file:
             stream = JsonStream(file)

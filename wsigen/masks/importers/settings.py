@@ -8,7 +8,7 @@ from pathlib import Path
 
 from wsigen.errors import MaskError, SettingsError
 from wsigen.masks.origin import Origin
-from wsigen.masks.scale import MAX_PLAUSIBLE_MPP, MIN_PLAUSIBLE_MPP, plausible_mpp
+from wsigen.system.scale import MAX_PLAUSIBLE_MPP, MIN_PLAUSIBLE_MPP, plausible_mpp
 
 MAX_SIDE = 500_000
 MAX_PIXELS = 100_000_000_000

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from wsigen.errors import MaskError
 from wsigen.masks.importers.sources import LabelSource, OutlineSource, damage_is_one_line, zipped_files
+from wsigen.system.reporting import silent
 from wsigen.system.text_files import UTF16_MARKS
 
 HEAD_BYTES = 1 << 16
@@ -107,7 +108,7 @@ def _top_level_keys(path: Path) -> set[str]:
     keys: set[str] = set()
     with (
         damage_is_one_line(path, "JSON"),
-        CountedFile(path, lambda what, share: None) as file,
+        CountedFile(path, silent) as file,
     ):
         stream = JsonStream(file)
         stream.expect("start_map")

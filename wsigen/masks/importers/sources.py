@@ -9,7 +9,7 @@ import struct
 import zipfile
 import zlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import IntEnum
@@ -21,8 +21,7 @@ import numpy as np
 
 from wsigen.errors import MaskError
 from wsigen.system.folders import is_dropping
-
-Progress = Callable[[str, float], None]  # what is being done, share of it that is done
+from wsigen.system.reporting import Reporter
 
 
 class Kind(IntEnum):
@@ -73,7 +72,7 @@ class OutlineSource(ABC):
         self.hint = ""
 
     @abstractmethod
-    def objects(self, progress: Progress) -> Iterator[SourceObject | None]:
+    def objects(self, progress: Reporter) -> Iterator[SourceObject | None]:
         """Read the file once; None stands for an object that could not be read as an outline."""
 
 
@@ -155,7 +154,7 @@ def zipped_files(archive: zipfile.ZipFile) -> list[zipfile.ZipInfo]:
 class CountedFile:
     """A file that reports how much of it has been read, and unpacks gzip and one-file zip on the way."""
 
-    def __init__(self, path: Path, progress: Progress) -> None:
+    def __init__(self, path: Path, progress: Reporter) -> None:
         self._path, self._progress = path, progress
         self._raw: BinaryIO = open(path, "rb")  # noqa: SIM115 (closed by __exit__)
         self._size = max(1, path.stat().st_size)

@@ -19,7 +19,8 @@ import numpy as np
 
 from wsigen.errors import MaskError
 from wsigen.masks.importers.class_maps import UNCLASSIFIED, class_name
-from wsigen.masks.importers.sources import OutlineSource, Progress, SourceObject
+from wsigen.masks.importers.sources import OutlineSource, SourceObject
+from wsigen.system.reporting import Reporter
 
 ROWS_BETWEEN_REPORTS = 5_000
 MAX_GEOMETRY_BYTES = 1 << 26
@@ -32,7 +33,7 @@ class AnnotationStoreSource(OutlineSource):
 
     format = "TIAToolbox annotation store"
 
-    def objects(self, progress: Progress) -> Iterator[SourceObject | None]:
+    def objects(self, progress: Reporter) -> Iterator[SourceObject | None]:
         """Read all annotations in the order of their ids."""
         connection = sqlite3.connect(f"file:{quote(str(self.path.resolve()))}?mode=ro", uri=True)
         try:

@@ -20,10 +20,11 @@ from wsigen.masks.importers.outlines import OutlineSet, OutlineSpool
 from wsigen.masks.importers.rasterise import Rasteriser
 from wsigen.masks.importers.settings import ImportSettings
 from wsigen.masks.importers.sniffing import open_source
-from wsigen.masks.importers.sources import LabelSource, OutlineSource, Progress, damage_is_one_line
-from wsigen.masks.scale import plausible_mpp
+from wsigen.masks.importers.sources import LabelSource, OutlineSource, damage_is_one_line
 from wsigen.masks.slide_mask import SlideMask
 from wsigen.masks.window import GLASS, TISSUE, UNKNOWN
+from wsigen.system.reporting import Reporter
+from wsigen.system.scale import plausible_mpp
 
 SAME_SCALE = 0.05
 SAME_SHAPE = 0.02  # sides of thumbnails are rounded
@@ -57,7 +58,7 @@ class TissuePlane:
 
 
 def tissue_of_file(
-    settings: ImportSettings, width: int, height: int, folder: Path, progress: Progress, shrink: float = 1.0
+    settings: ImportSettings, width: int, height: int, folder: Path, progress: Reporter, shrink: float = 1.0
 ) -> tuple[Drawer, int]:
     """What draws the tissue of the file `settings.tissue`, and how many outlines it has (of a label image: 1).
 
@@ -78,7 +79,7 @@ def _of_outlines(
     width: int,
     height: int,
     folder: Path,
-    progress: Progress,
+    progress: Reporter,
     shrink: float,
 ) -> tuple[Rasteriser, int]:
     """Outlines mapped to tissue, else all that no map leaves out."""
@@ -214,7 +215,7 @@ def marks_tissue(source: LabelSource, mapping: ClassMap) -> bool:
     return named or any(key.isdecimal() and target == TISSUE_REGION for key, target in mapping.entries.items())
 
 
-def read_outlines(source: OutlineSource, folder: Path, thin: bool, progress: Progress) -> tuple[OutlineSet, int]:
+def read_outlines(source: OutlineSource, folder: Path, thin: bool, progress: Reporter) -> tuple[OutlineSet, int]:
     """All outlines of a source, with their vertices in `folder`, and how many objects could not be read."""
     spool = OutlineSpool(folder)
     with damage_is_one_line(source.path, source.format):

@@ -10,7 +10,8 @@ from typing import Protocol
 from xml.parsers import expat
 
 from wsigen.errors import MaskError
-from wsigen.masks.importers.sources import CountedFile, Progress
+from wsigen.masks.importers.sources import CountedFile
+from wsigen.system.reporting import Reporter
 
 CHUNK_BYTES = 1 << 20
 
@@ -27,7 +28,7 @@ class Elements(Protocol):
         ...
 
 
-def read_elements(path: Path, reader: Elements, progress: Progress) -> Iterator[None]:
+def read_elements(path: Path, reader: Elements, progress: Reporter) -> Iterator[None]:
     """Parse a document, and yield after every piece of it. ValueError where it is no XML, MaskError where unsafe."""
     with CountedFile(path, progress) as file:
         parser = _parser(path)

@@ -24,7 +24,7 @@ class ReadMask:
     chart: MaskChart
 
 
-def read_mask(path: Path, config: ModelConfig, progress: Callable[[float], None] = lambda share: None) -> ReadMask:
+def read_mask(path: Path, config: ModelConfig, progress: Reporter = silent) -> ReadMask:
     """Read a mask once, for painting and for viewing. Raises MaskError."""
     with SlideMask.open(path, len(config.classes)) as source:
         maker = ChartMaker(
@@ -34,7 +34,7 @@ def read_mask(path: Path, config: ModelConfig, progress: Callable[[float], None]
 
     def watch(band: MaskWindow) -> None:
         maker.add(band)
-        progress(maker.rows_seen / height)
+        progress("reading the mask", maker.rows_seen / height)
 
     facts = MaskFacts.read(path, config, watch)
     return ReadMask(facts, maker.result())

@@ -16,7 +16,7 @@ from typing import Any, Self
 
 import numpy as np
 
-from wsigen.masks.scale import MICRONS_PER_UNIT
+from wsigen.system.scale import MICRONS_PER_UNIT
 
 CHUNK = 512
 
