@@ -26,6 +26,7 @@ from scipy import ndimage
 
 from wsigen.errors import DataError
 from wsigen.system.folders import is_dropping, is_empty
+from wsigen.system.replacing import written_whole
 from wsigen.system.text_files import read_text
 from wsigen.training import manifest as folder_format
 from wsigen.training.manifest import UNAVAILABLE, Manifest, Split, TrainingImage, read_label, read_rgb
@@ -109,19 +110,15 @@ def prepare(
     table = tuple(classes) if classes is not None else _default_classes()
     plans = [LAYOUTS[layout](Path(folder)) for layout, folder in sorted(sources.items())]
     validation = _validation_groups(plans, holdout)
-    partial = target.with_name(target.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
     try:
-        images = tuple(_write_all(plans, partial, mpp, validation, webp_quality, len(table), progress))
-        result = Manifest(mpp, table, images)
-        folder_format.save(result, partial)
-        if target.exists():
-            shutil.rmtree(target)
-        partial.rename(target)
+        with written_whole(target) as partial:
+            images = tuple(_write_all(plans, partial, mpp, validation, webp_quality, len(table), progress))
+            result = Manifest(mpp, table, images)
+            folder_format.save(result, partial)
+            if target.exists():
+                shutil.rmtree(target)
     except OSError as error:
         raise DataError(f"{target}: cannot be written ({error}); choose another folder or make room") from None
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
     return result
 
 
