@@ -24,7 +24,6 @@ from wsigen.rendering.job import RenderJob
 from wsigen.rendering.plan import MaskFacts, RenderPlan, canvas_beside, plan_render
 from wsigen.slides.formats import FORMATS
 from wsigen.system.caching import FileStamp, file_stamp
-from wsigen.system.replacing import written_whole
 
 MANIFEST = "manifest.csv"
 SLIDES_AT_A_TIME = 3  # one that ends, one that is painted, one that fills the gaps
@@ -233,10 +232,11 @@ class _Noting:
 
 
 def write_manifest(path: Path, entries: Sequence[SlideEntry]) -> None:
-    """Write entries as CSV with a header; a reader finds the old file or the new one."""
+    """Write entries as CSV with a header, atomically."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(field.name for field in fields(SlideEntry))
     writer.writerows([getattr(entry, field.name) for field in fields(SlideEntry)] for entry in entries)
-    with written_whole(path) as partial:
-        partial.write_text(text.getvalue(), encoding="utf-8")
+    partial = path.with_suffix(".partial")
+    partial.write_text(text.getvalue(), encoding="utf-8")
+    partial.replace(path)
