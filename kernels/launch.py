@@ -96,7 +96,7 @@ class ProjectCut:
     channels: int
     warps: int
     stages: int
-    lanes: bool  # how it takes moments: see norm_triton.add_moments
+    lanes: bool  # how it takes moments: see moments_triton.add_moments
 
     @classmethod
     def of(cls, channels: int, depth: int) -> ProjectCut:

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 INDEX_LIMIT = 2**31  # within one image the kernels count elements in 32 bits; images are counted in 64
+SAME, UP, DOWN = 0, 1, 2  # what becomes of the resolution: kept, doubled (nearest), halved (mean of 2 x 2)
 
 
 def pixel_stride(x: Tensor) -> int | None:

@@ -15,10 +15,9 @@ import triton.language as tl
 from torch import Tensor
 from wsigen_kernels.compiling import launch
 from wsigen_kernels.launch import ProjectCut, Slices, Tile, ceil_div
-from wsigen_kernels.layout import by_pixel, empty_by_pixel
-from wsigen_kernels.norm_triton import add_moments, store_moments
-
-SAME, UP, DOWN = 0, 1, 2
+from wsigen_kernels.layout import SAME, by_pixel, empty_by_pixel
+from wsigen_kernels.moments_triton import add_moments, store_moments
+from wsigen_kernels.pixels_triton import corner_of, load_tile, quarter_of, share_of
 
 
 @triton.jit
@@ -42,14 +41,8 @@ def add_kernel(
     BLOCK_C: tl.constexpr,
 ):
     """Add and take moments of one slice; x may have half (UP) or twice (DOWN) the resolution of h."""
-    BLOCKS: tl.constexpr = (C + BLOCK_C - 1) // BLOCK_C
-    part = tl.program_id(0) // BLOCKS
-    image = (part // slices).to(tl.int64)
-    first = (part % slices) * slice_pixels
     pixels = height * width
-    count = tl.minimum(slice_pixels, pixels - first)
-    channel = tl.program_id(0) % BLOCKS * BLOCK_C + tl.arange(0, BLOCK_C)
-    in_c = channel < C
+    part, image, first, count, channel, in_c = share_of(pixels, slice_pixels, slices, C, BLOCK_C)
     h_base = h_ptr + image * pixels * h_stride
     out_base = out_ptr + image * pixels * C
     bias = tl.zeros([BLOCK_C], dtype=tl.float32)
@@ -61,15 +54,13 @@ def add_kernel(
         local = start + tl.arange(0, BLOCK_P)
         at = first + local
         inside = (local < count)[:, None] & in_c[None, :]
-        value = tl.load(h_base + (at * h_stride)[:, None] + channel[None, :], mask=inside, other=0.0).to(tl.float32)
+        value = load_tile(h_base, at, h_stride, channel, inside)
         if RESAMPLE == 2:
             x_base = x_ptr + image * pixels * 4 * x_stride
-            corner = (at // width) * 4 * width + (at % width) * 2
+            corner = corner_of(at, width, 2 * width)
             total = tl.zeros([BLOCK_P, BLOCK_C], dtype=tl.float32)
             for quarter in tl.static_range(4):
-                pixel = corner + (quarter // 2) * 2 * width + quarter % 2
-                where = x_base + (pixel * x_stride)[:, None] + channel[None, :]
-                total += tl.load(where, mask=inside, other=0.0).to(tl.float32)
+                total += load_tile(x_base, quarter_of(corner, 2 * width, quarter), x_stride, channel, inside)
             value += total * 0.25
         else:
             if RESAMPLE == 1:
@@ -78,8 +69,7 @@ def add_kernel(
             else:
                 x_base = x_ptr + image * pixels * x_stride
                 pixel = at
-            where = x_base + (pixel * x_stride)[:, None] + channel[None, :]
-            value += tl.load(where, mask=inside, other=0.0).to(tl.float32)
+            value += load_tile(x_base, pixel, x_stride, channel, inside)
         rounded = (value + bias[None, :]).to(out_ptr.dtype.element_ty)
         tl.store(out_base + (at * C)[:, None] + channel[None, :], rounded, mask=inside)
         mean, m2 = add_moments(rounded.to(tl.float32), inside, start, count, mean, m2, LANES, BLOCK_P)
@@ -126,13 +116,7 @@ def project_kernel(
     BLOCK_K: tl.constexpr,
 ):
     """Multiply, add and take moments of one slice of pixels and one block of output channels."""
-    BLOCKS: tl.constexpr = (C + BLOCK_N - 1) // BLOCK_N
-    part = tl.program_id(0) // BLOCKS
-    image = (part // slices).to(tl.int64)
-    first = (part % slices) * slice_pixels
-    count = tl.minimum(slice_pixels, pixels - first)
-    channel = tl.program_id(0) % BLOCKS * BLOCK_N + tl.arange(0, BLOCK_N)
-    in_c = channel < C
+    part, image, first, count, channel, in_c = share_of(pixels, slice_pixels, slices, C, BLOCK_N)
     h_base = h_ptr + image * pixels * h_stride
     x_base = x_ptr + image * pixels * x_stride
     out_base = out_ptr + image * pixels * C
@@ -153,7 +137,7 @@ def project_kernel(
             total = _project(
                 skip_base, weight_ptr + K1, total, at, channel, in_p, in_c, skip_stride, K2, K1 + K2, BLOCK_K
             )
-        h = tl.load(h_base + (at * h_stride)[:, None] + channel[None, :], mask=inside, other=0.0).to(tl.float32)
+        h = load_tile(h_base, at, h_stride, channel, inside)
         rounded = (total + h + bias[None, :]).to(out_ptr.dtype.element_ty)
         tl.store(out_base + (at * C)[:, None] + channel[None, :], rounded, mask=inside)
         mean, m2 = add_moments(rounded.to(tl.float32), inside, start, count, mean, m2, LANES, BLOCK_P)

@@ -1,12 +1,8 @@
-"""Triton kernels of the normalisation: moments, their merging, and the modulated result.
+"""Triton kernels of the normalisation: channels merged to groups, and the modulated result.
 
-A group norm reads its input twice, once for the statistics and once to apply them. Here the statistics are taken a
-channel at a time and kept with the tensor: (B, slices, 2, C), mean and sum of squared deviations of every slice of
-pixels. Channels are merged to groups only where a norm asks for them. So a tensor that is concatenated with another,
-or normalised in two places, is read for its moments once, and a kernel that writes a tensor can take them on the way
-(``wsigen_kernels.merge_triton``). Nothing is added atomically: equal inputs give equal bits.
-
-Merging follows Chan, Golub and LeVeque 1983: ``M2 = sum(M2_i) + sum(n_i (mean_i - mean)²)``.
+A group norm reads its input twice, once for the statistics and once to apply them. Here the statistics come from the
+moments of the channels (`wsigen_kernels.moments_triton`), which are merged to those of groups only where a norm
+asks for them.
 """
 
 from __future__ import annotations
@@ -17,114 +13,13 @@ import triton.language as tl
 from torch import Tensor
 from wsigen_kernels.compiling import launch
 from wsigen_kernels.launch import Slices, Tile, ceil_div, next_power_of_2
-from wsigen_kernels.layout import by_pixel, empty_by_pixel
+from wsigen_kernels.layout import DOWN, SAME, UP, by_pixel, empty_by_pixel
+from wsigen_kernels.moments_triton import load_moments
+from wsigen_kernels.pixels_triton import corner_of, image_elements, load_tile, offsets, quarter_of, share_of
 from wsigen_kernels.upsample import map_shape
 
-SAME, UP, DOWN = 0, 1, 2  # what becomes of the resolution: kept, doubled (nearest), halved (mean of 2 x 2)
 ROWS = 6  # coefficients a channel: mean, gain, inner offset, scale of beta, shift, constant part of 1 + gamma
 _APPLY_TILES = 4  # tiles a program applies its coefficients to
-
-
-@triton.jit
-def add_moments(value, inside, start, count, mean, m2, LANES: tl.constexpr, BLOCK_P: tl.constexpr):
-    """Add a tile (BLOCK_P, channels), which begins ``start`` pixels into a slice of ``count``, to the slice's moments.
-
-    LANES: every lane keeps the moments of its own pixels (Welford 1962), so that the loop waits for no other lane; they
-    are merged once, at the end, which pays from some eight tiles on. Otherwise each tile is summed and merged (Chan,
-    Golub and LeVeque 1983), with (1, channels) to keep.
-    """
-    if LANES:
-        away = tl.where(inside, value - mean, 0.0)
-        mean += away * (1.0 / (start // BLOCK_P + 1))
-        m2 += away * tl.where(inside, value - mean, 0.0)
-    else:
-        here = tl.maximum(tl.minimum(count - start, BLOCK_P), 0)
-        tile_mean = (tl.sum(tl.where(inside, value, 0.0), axis=0) / tl.maximum(here, 1).to(tl.float32))[None, :]
-        away = tl.where(inside, value - tile_mean, 0.0)
-        before = tl.minimum(count, start).to(tl.float32)
-        share = here.to(tl.float32) / tl.maximum(before + here, 1)
-        delta = tile_mean - mean
-        mean += delta * share
-        m2 += tl.sum(away * away, axis=0)[None, :] + delta * delta * before * share
-    return mean, m2
-
-
-@triton.jit
-def store_moments(
-    moments_ptr, part, channel, in_c, count, mean, m2, C: tl.constexpr, LANES: tl.constexpr, BLOCK_P: tl.constexpr
-):
-    """Write the moments of a slice of ``count`` pixels."""
-    out = moments_ptr + part.to(tl.int64) * 2 * C + channel
-    if LANES:
-        lane = tl.arange(0, BLOCK_P)
-        seen = tl.maximum((count - lane + BLOCK_P - 1) // BLOCK_P, 0).to(tl.float32)[:, None]
-        origin = tl.sum(tl.where((lane == 0)[:, None], mean, 0.0), axis=0)  # a constant then comes out exactly
-        whole = origin + tl.sum((mean - origin[None, :]) * (seen / count), axis=0)
-        apart = mean - whole[None, :]
-        m2 += apart * apart * seen
-        tl.store(out, whole, mask=in_c)
-    else:
-        tl.store(out, tl.sum(mean, axis=0), mask=in_c)
-    tl.store(out + C, tl.sum(m2, axis=0), mask=in_c)
-
-
-@triton.jit
-def _offsets(pixel, width, stride, C: tl.constexpr, PHASED: tl.constexpr):
-    """Where pixels of an image begin; PHASED: in the places of wsigen_kernels.upsample, ``stride`` apart."""
-    if PHASED:
-        row = pixel // width
-        column = pixel % width
-        place = (row // 2 + row % 2) * (width // 2 + 1) + column // 2 + column % 2
-        return place * stride + (row % 2 * 2 + column % 2) * C
-    else:
-        return pixel * stride
-
-
-@triton.jit
-def _image_elements(height, width, stride, PHASED: tl.constexpr):
-    """Elements from an image to the next."""
-    return (height // 2 + 1) * (width // 2 + 1) * stride if PHASED else height * width * stride
-
-
-@triton.jit
-def moments_kernel(
-    x_ptr,  # (B, P, C), pixels x_stride apart
-    moments_ptr,  # (B, S, 2, C) float32
-    height,
-    width,
-    slice_pixels,
-    slices,
-    x_stride,
-    C: tl.constexpr,
-    PHASED: tl.constexpr,
-    BLOCK_P: tl.constexpr,
-    BLOCK_C: tl.constexpr,
-):
-    """Mean and sum of squared deviations of a slice, a channel at a time, in one pass."""
-    BLOCKS: tl.constexpr = (C + BLOCK_C - 1) // BLOCK_C
-    part = tl.program_id(0) // BLOCKS
-    image = (part // slices).to(tl.int64)
-    first = (part % slices) * slice_pixels
-    count = tl.minimum(slice_pixels, height * width - first)
-    channel = tl.program_id(0) % BLOCKS * BLOCK_C + tl.arange(0, BLOCK_C)
-    in_c = channel < C
-    base = x_ptr + image * _image_elements(height, width, x_stride, PHASED) + channel
-    lane = tl.arange(0, BLOCK_P)
-    mean = tl.zeros([BLOCK_P, BLOCK_C], dtype=tl.float32)
-    m2 = tl.zeros([BLOCK_P, BLOCK_C], dtype=tl.float32)
-    for start in range(0, slice_pixels, BLOCK_P):
-        inside = (start + lane < count)[:, None] & in_c[None, :]
-        at = base[None, :] + _offsets(first + start + lane, width, x_stride, C, PHASED)[:, None]
-        x = tl.load(at, mask=inside, other=0.0).to(tl.float32)
-        mean, m2 = add_moments(x, inside, start, count, mean, m2, True, BLOCK_P)
-    store_moments(moments_ptr, part, channel, in_c, count, mean, m2, C, True, BLOCK_P)
-
-
-@triton.jit
-def _slice_moments(moments_ptr, image, slices, row, channel, inside, C: tl.constexpr):
-    """Load (slices, channels) of a tensor's moments."""
-    at = moments_ptr + ((image * slices + row) * 2 * C)[:, None] + channel[None, :]
-    return tl.load(at, mask=inside, other=0.0), tl.load(at + C, mask=inside, other=0.0)
 
 
 @triton.jit
@@ -170,10 +65,10 @@ def coefficients_kernel(
     in_s = row < slices
     inside = in_s[:, None] & in_d[None, :]
     of_x = inside & (channel < C1)[None, :]
-    mean, m2 = _slice_moments(moments_ptr, image, slices, row, channel, of_x, C1)
+    mean, m2 = load_moments(moments_ptr, image, slices, row, channel, of_x, C1)
     if HAS_SKIP:
         of_skip = inside & (channel >= C1)[None, :]
-        mean2, m22 = _slice_moments(skip_moments_ptr, image, slices, row, channel - C1, of_skip, C - C1)
+        mean2, m22 = load_moments(skip_moments_ptr, image, slices, row, channel - C1, of_skip, C - C1)
         mean = tl.where(of_skip, mean2, mean)
         m2 = tl.where(of_skip, m22, m2)
     x_bias = tl.zeros([BLOCK_D], dtype=tl.float32)
@@ -246,19 +141,14 @@ def _modulated(
     """Load pixels x channels of the input and compute the formula on them, in float32."""
     if HAS_SKIP:
         of_x = (channel < C1)[None, :]
-        x = tl.load(x_ptr + (pixel * x_stride)[:, None] + channel[None, :], mask=inside & of_x, other=0.0)
-        behind = tl.load(
-            skip_ptr + (pixel * skip_stride)[:, None] + (channel - C1)[None, :],
-            mask=inside & (channel >= C1)[None, :],
-            other=0.0,
-        )
-        x = tl.where(of_x, x.to(tl.float32), behind.to(tl.float32))
+        x = load_tile(x_ptr, pixel, x_stride, channel, inside & of_x)
+        behind = load_tile(skip_ptr, pixel, skip_stride, channel - C1, inside & (channel >= C1)[None, :])
+        x = tl.where(of_x, x, behind)
     else:
-        at = _offsets(pixel, width, x_stride, C1, PHASED)
-        x = tl.load(x_ptr + at[:, None] + channel[None, :], mask=inside, other=0.0).to(tl.float32)
+        x = load_tile(x_ptr, offsets(pixel, width, x_stride, C1, PHASED), 1, channel, inside)
     y = (x - mean[None, :]) * gain[None, :] + inner[None, :]
     if HAS_MAPS:
-        at = (pixel * map_stride)[:, None] + channel[None, :]
+        at = (pixel * map_stride)[:, None] + channel[None, :]  # once, for both maps
         gamma = tl.load(gamma_ptr + at, mask=inside, other=0.0).to(tl.float32)
         beta = tl.load(beta_ptr + at, mask=inside, other=0.0).to(tl.float32)
         y = y * (one[None, :] + gamma) + beta * scale[None, :] + shift[None, :]
@@ -293,13 +183,8 @@ def apply_kernel(
     BLOCK_C: tl.constexpr,
 ):
     """Normalise and modulate with ready coefficients; keep, double or halve the resolution while writing."""
-    BLOCKS: tl.constexpr = (C + BLOCK_C - 1) // BLOCK_C
-    part = tl.program_id(0) // BLOCKS
-    image = (part // parts).to(tl.int64)
-    first = (part % parts) * (TILES * BLOCK_P)
-    channel = tl.program_id(0) % BLOCKS * BLOCK_C + tl.arange(0, BLOCK_C)
-    in_c = channel < C
     pixels = height * width
+    _, image, first, _, channel, in_c = share_of(pixels, TILES * BLOCK_P, parts, C, BLOCK_C)
     row_of = coefficients_ptr + image * 6 * C + channel
     mean = tl.load(row_of, mask=in_c, other=0.0)
     gain = tl.load(row_of + C, mask=in_c, other=0.0)
@@ -312,7 +197,7 @@ def apply_kernel(
         one = tl.load(row_of + 5 * C, mask=in_c, other=0.0)
     else:
         inner += shift
-    x_base = x_ptr + image * _image_elements(height, width, x_stride, PHASED)
+    x_base = x_ptr + image * image_elements(height, width, x_stride, PHASED)
     skip_base = x_base
     if HAS_SKIP:
         skip_base = skip_ptr + image * pixels * skip_stride
@@ -326,10 +211,10 @@ def apply_kernel(
         if RESAMPLE == 2:
             half = width // 2
             inside = (at < (height // 2) * half)[:, None] & in_c[None, :]
-            corner = (at // half) * 2 * width + (at % half) * 2
+            corner = corner_of(at, half, width)
             y = tl.zeros([BLOCK_P, BLOCK_C], dtype=tl.float32)
             for quarter in tl.static_range(4):
-                pixel = corner + (quarter // 2) * width + quarter % 2
+                pixel = quarter_of(corner, width, quarter)
                 y += _modulated(
                     x_base, skip_base, gamma_base, beta_base, pixel, channel, inside, mean, gain, inner, scale, shift,
                     one, width, x_stride, skip_stride, map_stride, C1, HAS_SKIP, HAS_MAPS, PHASED, SILU,
@@ -343,30 +228,14 @@ def apply_kernel(
                 one, width, x_stride, skip_stride, map_stride, C1, HAS_SKIP, HAS_MAPS, PHASED, SILU,
             )  # fmt: skip
             if RESAMPLE == 1:
-                corner = (at // width) * 4 * width + (at % width) * 2
+                corner = corner_of(at, width, 2 * width)
                 for quarter in tl.static_range(4):
-                    pixel = corner + (quarter // 2) * 2 * width + quarter % 2
+                    pixel = quarter_of(corner, 2 * width, quarter)
                     out = y_ptr + image * pixels * 4 * C + (pixel * C)[:, None] + channel[None, :]
                     tl.store(out, y.to(y_ptr.dtype.element_ty), mask=inside)
             else:
                 out = y_ptr + image * pixels * C + (at * C)[:, None] + channel[None, :]
                 tl.store(out, y.to(y_ptr.dtype.element_ty), mask=inside)
-
-
-def moments(x: Tensor, phased: bool = False) -> Tensor:
-    """Take the moments of ``x`` (B, C, H, W): (B, slices, 2, C) float32.
-
-    ``phased``: x lies in the places that ``wsigen_kernels.upsample.upsample_places`` returns.
-    """
-    x, stride = by_pixel(x)
-    batch, channels, height, width = map_shape(x, phased)
-    slices, tile = Slices.of(height * width), Tile.of(channels)
-    out = x.new_empty((batch, slices.count, 2, channels), dtype=torch.float32)
-    launch(moments_kernel, (ceil_div(channels, tile.channels) * batch * slices.count,),
-        x, out, height, width, slices.pixels, slices.count, stride,
-        C=channels, PHASED=phased, BLOCK_P=tile.pixels, BLOCK_C=tile.channels,
-    )  # fmt: skip
-    return out
 
 
 def normalise(
@@ -391,7 +260,7 @@ def normalise(
     """Normalise with moments taken before; return the result and (B, groups, 2): mean and 1 / std.
 
     ``x_bias`` (C,) is what is to be added to x and skip, ``map_bias`` (2 C,) to gamma and to beta; ``phased`` as in
-    ``moments``, without a skip.
+    `wsigen_kernels.moments_triton.moments`, without a skip.
     """
     batch, own, height, width = map_shape(x, phased)
     channels = own + (0 if skip is None else skip.shape[1])

@@ -35,12 +35,12 @@ def _operator(schema: str) -> Callable[[Callable], Any]:
 @_operator(f"(Tensor x, Tensor? skip, int groups, {_FORMULA}, bool silu, float eps) -> (Tensor, Tensor)")
 def group_norm(x, skip, groups, weight, bias, gamma, beta, scale, shift, silu, eps):  # type: ignore[no-untyped-def]
     """Normalise ``x``, with ``skip`` behind it; return the result and (B, groups, 2): mean and 1 / std."""
-    from wsigen_kernels import norm_triton
+    from wsigen_kernels import moments_triton, norm_triton
 
     with on(x):
-        behind = None if skip is None else norm_triton.moments(skip)
+        behind = None if skip is None else moments_triton.moments(skip)
         return norm_triton.normalise(
-            x, norm_triton.moments(x), groups, skip, behind, None, weight, bias, gamma, beta, scale, shift, silu, eps
+            x, moments_triton.moments(x), groups, skip, behind, None, weight, bias, gamma, beta, scale, shift, silu, eps
         )
 
 
@@ -114,11 +114,11 @@ torch.library.register_autograd("wsigen::group_norm", _differentiate, setup_cont
 
 @_operator("(Tensor x, bool phased=False) -> Tensor")
 def moments(x, phased=False):  # type: ignore[no-untyped-def]
-    """Take the moments of ``x`` (B, C, H, W): (B, slices, 2, C) float32; see wsigen_kernels.norm_triton."""
-    from wsigen_kernels import norm_triton
+    """Take the moments of ``x`` (B, C, H, W): (B, slices, 2, C) float32; see wsigen_kernels.moments_triton."""
+    from wsigen_kernels import moments_triton
 
     with on(x):
-        return norm_triton.moments(x, phased)
+        return moments_triton.moments(x, phased)
 
 
 @torch.library.register_fake("wsigen::moments", lib=_library)

@@ -32,7 +32,7 @@ def upsample_places(x: Tensor, phases: Tensor) -> Tensor:
 
     ``x`` is (B, I, H, W), ``phases`` what ``phase_weights`` made of the weight. One convolution makes all phases at
     the places between and around pixels. Output pixel (2 i + r, 2 j + c) is phase (r, c) at place (i + r, j + c); other
-    values are not used. The kernels of wsigen_kernels.norm_triton read it where it lies, ``phased``.
+    values are not used. The kernels of moments_triton and norm_triton read it where it lies, ``phased``.
     """
     return F.conv2d(x, phases, padding=1)
 

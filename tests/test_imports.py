@@ -87,9 +87,7 @@ ARROWS = found_arrows()
 
 
 def test_no_import_runs_up():
-    upward = [
-        f"{module} imports {target}" for module, target in sorted(ARROWS) if runs_up((module, target))
-    ]
+    upward = [f"{module} imports {target}" for module, target in sorted(ARROWS) if runs_up((module, target))]
     assert not upward, "a room imports rooms of lower floors: see FLOORS"
 
 

@@ -15,7 +15,16 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from triton.runtime.jit import JITFunction
-from wsigen_kernels import attention_triton, merge_triton, noise_triton, norm_triton, patches_triton, solver_triton
+from wsigen_kernels import (
+    attention_triton,
+    merge_triton,
+    moments_triton,
+    noise_triton,
+    norm_triton,
+    patches_triton,
+    solver_triton,
+)
+from wsigen_kernels.layout import DOWN, UP
 
 NAMES = {torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.int64: "*i64", torch.uint8: "*u8"}
 TOOL = os.path.join(os.path.dirname(triton.__file__), "backends", "nvidia", "bin", "cuobjdump")
@@ -73,14 +82,14 @@ def vector(*shape, dtype=torch.bfloat16):
 
 def launch_all(dtype):
     x, skip, maps = feature(64, 128, dtype), feature(64, 128, dtype), feature(256, 128, dtype)
-    taken = norm_triton.moments(x)
+    taken = moments_triton.moments(x)
     norm_triton.normalise(x, taken, 32, weight=vector(64), bias=vector(64), scale=vector(2, 64), shift=vector(2, 64))
     halves = {"gamma": maps[:, :128], "beta": maps[:, 128:]}
     norm_triton.normalise(x, taken, 32, skip, taken, **halves)
-    for resample in (norm_triton.UP, norm_triton.DOWN):
+    for resample in (UP, DOWN):
         norm_triton.normalise(x, taken, 32, weight=vector(64), bias=vector(64), resample=resample)
     places = feature(4 * 128, 65, dtype)
-    norm_triton.normalise(places, norm_triton.moments(places, True), 32, map_bias=vector(256), phased=True, **halves)
+    norm_triton.normalise(places, moments_triton.moments(places, True), 32, map_bias=vector(256), phased=True, **halves)
     for resample, side in ((0, 128), (1, 64), (2, 256)):
         merge_triton.merge(x, vector(64), feature(64, side, dtype), resample=resample)
     merge_triton.merge(x, vector(64), feature(128, 128, dtype), skip, vector(64, 192))

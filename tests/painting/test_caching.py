@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
-from wsigen.system.caching import ArrayCache
+from wsigen.system.caching import ArrayCache, LastUsed
 
 
 def test_the_arrays_used_last_are_kept():
@@ -59,3 +59,19 @@ def test_what_is_larger_than_the_cache_is_not_kept():
     cache = ArrayCache(10)
     first = cache.get("key", lambda: np.ones(100))
     assert cache.get("key", lambda: np.zeros(100)) is not first
+
+
+def test_what_was_not_used_for_longest_makes_room():
+    last = LastUsed[str, bytes](10, len)
+    for key in ("a", "b"):
+        last.keep(key, bytes(4))
+    assert last.get("a") is not None
+    last.keep("c", bytes(4))
+    assert last.get("b") is None and last.get("a") is not None and last.get("c") is not None
+    last.keep("a", bytes(6))
+    assert last.get("c") is not None
+    last.keep("d", bytes(11))
+    assert last.get("d") is None and last.get("a") is not None
+    last.drop("a")
+    last.keep("e", bytes(6))
+    assert last.get("c") is not None and last.get("e") is not None

@@ -11,11 +11,11 @@ from wsigen_kernels import BackendError
 
 from wsigen.cli.doctor import doctor, models
 from wsigen.cli.mask import mask
-from wsigen.cli.measure import audit, distill, evaluate, study
+from wsigen.cli.measure import audit, evaluate, study
 from wsigen.cli.render import render
 from wsigen.cli.slide import export, info, verify
 from wsigen.cli.synth import layout, sample, synth
-from wsigen.cli.train import data, dataset, train
+from wsigen.cli.train import data, dataset, distill, train
 from wsigen.cli.view import view
 from wsigen.errors import WsigenError
 from wsigen.version import __version__

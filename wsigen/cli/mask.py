@@ -9,8 +9,7 @@ import click
 
 from wsigen.choices import LABEL_FORMATS
 from wsigen.cli.display import work_bars
-from wsigen.cli.options import PATH
-from wsigen.errors import SettingsError
+from wsigen.cli.options import PATH, parse_size
 from wsigen.masks.origin import ORIGIN_HELP, Origin
 
 if TYPE_CHECKING:
@@ -73,7 +72,7 @@ def mask_import(
         table=table,
         image=image,
         pixel_centres=None if outlines is None else outlines == "centres",
-        size=_parse_size(size) if size else (slide.width, slide.height) if slide else None,
+        size=parse_size(size) if size else (slide.width, slide.height) if slide else None,
         mpp=mpp or (slide.mpp if slide else None),
         bounds=slide.bounds[:2] if slide and slide.bounds else None,
         origin=Origin(origin),
@@ -121,13 +120,6 @@ def _slide_like(slide: Path) -> SlideInfo:
     facts = describe_slide(slide)
     square_mpp(slide, facts.pixel_sizes)
     return facts
-
-
-def _parse_size(text: str) -> tuple[int, int]:
-    width, _, height = text.lower().replace(",", "").partition("x")
-    if not (width.isdecimal() and height.isdecimal() and int(width) and int(height)):
-        raise SettingsError(f"--size {text}: give WIDTHxHEIGHT in pixels, such as 46000x32914")
-    return int(width), int(height)
 
 
 @mask.command("info")

@@ -1,4 +1,4 @@
-"""The commands that measure: evaluate, audit, study, and distill. Heavy imports stand inside the commands."""
+"""The commands that measure: evaluate, audit and study. Heavy imports stand inside the commands."""
 
 from __future__ import annotations
 
@@ -9,12 +9,7 @@ import click
 
 from wsigen.choices import SAMPLERS
 from wsigen.cli.display import work_bars
-from wsigen.cli.options import PATH
-from wsigen.errors import SettingsError
-
-DEVICES = click.Choice(["auto", "cpu", "cuda"])
-RECIPES = {"guidance": "guidance", "consistency": "distill", "progressive": "progressive"}  # of the ways to distil
-SOLVER_STEPS = (2, 3, 4, 6, 8)
+from wsigen.cli.options import DEVICE, PATH
 
 
 @click.group()
@@ -40,7 +35,7 @@ def evaluate() -> None:
 @click.option("--inception-weights", help="File of Inception's weights. [default: fetched]")
 @click.option("--memorisation/--no-memorisation", default=True, help="Look patches up among the training patches.")
 @click.option("--network-steps", type=click.IntRange(1), default=400, show_default=True, help="Of the small network.")
-@click.option("--device", type=DEVICES, default="auto", show_default=True)
+@click.option("--device", type=DEVICE, default="auto", show_default=True)
 @click.option("--overwrite", is_flag=True, help="Replace an existing report.")
 def evaluate_patches(**options: Any) -> None:
     """Compare painted patches with real held-out ones of the same masks."""
@@ -68,7 +63,7 @@ def evaluate_patches(**options: Any) -> None:
 @click.option("--sites", type=click.IntRange(20), default=2000, show_default=True, help="Places along borders.")
 @click.option("--count", type=click.IntRange(8), default=1000, show_default=True, help="Patches at most.")
 @click.option("--seed", type=int, default=0, show_default=True)
-@click.option("--device", type=DEVICES, default="auto", show_default=True)
+@click.option("--device", type=DEVICE, default="auto", show_default=True)
 @click.option("--overwrite", is_flag=True, help="Replace an existing report.")
 def evaluate_slide(**options: Any) -> None:
     """Measure SLIDE against the MASK that it was painted from: nuclei, seams, stain, near-copies."""
@@ -109,7 +104,7 @@ def _short(value: Any) -> str:
 @click.option("--steps", type=click.IntRange(1, 1000), help="Denoising steps. [default: the model's]")
 @click.option("--guidance-scale", type=float, help="1 is off. [default: the model's]")
 @click.option("--seed", type=int, default=0, show_default=True)
-@click.option("--device", type=DEVICES, default="auto", show_default=True)
+@click.option("--device", type=DEVICE, default="auto", show_default=True)
 @click.option("--overwrite", is_flag=True, help="Replace an existing report.")
 def evaluate_stain(**options: Any) -> None:
     """Compare the stain that is painted with the stain that is asked for, and fit what mends the difference.
@@ -140,7 +135,7 @@ def evaluate_stain(**options: Any) -> None:
 @click.option("--guidance-scale", type=float, help="1 is off. [default: the model's]")
 @click.option("--window", type=click.IntRange(32), default=256, show_default=True)
 @click.option("--overlap", type=click.IntRange(8), default=32, show_default=True)
-@click.option("--device", type=DEVICES, default="auto", show_default=True)
+@click.option("--device", type=DEVICE, default="auto", show_default=True)
 @click.option("--overwrite", is_flag=True, help="Replace an existing report.")
 def evaluate_masks(**options: Any) -> None:
     """Compare nuclei of a SAMPLED mask, or of a model, with REAL ones: a training folder's held-out side, or a mask."""
@@ -157,7 +152,7 @@ def evaluate_masks(**options: Any) -> None:
 @click.option("-o", "--out", required=True, type=PATH, help="Folder to write.")
 @click.option("--features", default="colon-features", show_default=True)
 @click.option("--stride", type=click.IntRange(8), default=64, show_default=True, help="Between training patches, px.")
-@click.option("--device", type=DEVICES, default="auto", show_default=True)
+@click.option("--device", type=DEVICE, default="auto", show_default=True)
 @click.option("--overwrite", is_flag=True, help="Replace an existing index.")
 def evaluate_index(data: Path, out: Path, features: str, stride: int, device: str, overwrite: bool) -> None:
     """Write features of the training patches, without pixels, for `wsigen audit`."""
@@ -175,7 +170,7 @@ def evaluate_index(data: Path, out: Path, features: str, stride: int, device: st
 @click.option("--features", default="colon-features", show_default=True)
 @click.option("--count", type=click.IntRange(8), default=2000, show_default=True, help="Patches at most.")
 @click.option("--seed", type=int, default=0, show_default=True)
-@click.option("--device", type=DEVICES, default="auto", show_default=True)
+@click.option("--device", type=DEVICE, default="auto", show_default=True)
 def audit(slide: Path, index: Path | None, features: str, count: int, seed: int, device: str) -> None:
     """Say how many patches of SLIDE are near-copies of training patches, beside real held-out patches."""
     import torch
@@ -215,7 +210,7 @@ def study() -> None:
 )
 @click.option("--steps", type=click.IntRange(1, 1000), help="Denoising steps. [default: the model's]")
 @click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Change a setting of the recipe.")
-@click.option("--device", type=DEVICES, default="auto", show_default=True)
+@click.option("--device", type=DEVICE, default="auto", show_default=True)
 @click.option("--jobs", type=click.IntRange(1), default=1, show_default=True, help="Networks trained side by side.")
 @click.option("--compile/--no-compile", "compile_model", default=None, help="torch.compile. [default: on a GPU]")
 @click.option("--resume", is_flag=True, help="Continue the study in the folder.")
@@ -250,7 +245,7 @@ def study_segmentation(recipe: Path, steps: int | None, overrides: tuple[str, ..
 )
 @click.option("--steps", type=click.IntRange(1, 1000), help="Denoising steps. [default: the model's]")
 @click.option("--seed", type=int, default=0, show_default=True)
-@click.option("--device", type=DEVICES, default="auto", show_default=True)
+@click.option("--device", type=DEVICE, default="auto", show_default=True)
 @click.option("--overwrite", is_flag=True, help="Replace an existing report.")
 def study_seams(mask: Path, out: Path, model: str, **options: Any) -> None:
     """Paint an area of MASK by windows with context, blended and cut, and in other ways; measure the seams of each."""
@@ -260,88 +255,3 @@ def study_seams(mask: Path, out: Path, model: str, **options: Any) -> None:
     with work_bars(f"{out} holds no table yet", stay=True) as show:
         report = run(mask, out, model or DEFAULT_MODEL, progress=show, **options)
     _conclude(report)
-
-
-@click.command()
-@click.option("--method", type=click.Choice(["solver", *RECIPES]), default="consistency", show_default=True)
-@click.option("--config", type=PATH, help="Recipe, TOML. [default: the one of the method that ships]")
-@click.option("--model", default="", help="Painter to tune. [default: the recipe's]")
-@click.option("--data", "data_folder", required=True, type=PATH, help="Training folder.")
-@click.option("-o", "--out", required=True, type=PATH, help="Folder of the run.")
-@click.option("--guidance-scale", type=float, help="To learn, or to fit for. [default: the painter's]")
-@click.option("--steps", type=click.IntRange(2), multiple=True, help="Of the solver. [default: 2, 3, 4, 6, 8]")
-@click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Change a setting: phases.0.steps=100.")
-@click.option("--device", type=DEVICES, default="auto", show_default=True)
-@click.option("--minutes", type=click.FloatRange(min=0.0), help="Stop with a checkpoint after so long.")
-@click.option("--compile/--no-compile", "compile_model", default=None, help="torch.compile. [default: on a GPU]")
-@click.option("--resume", is_flag=True, help="Continue the run in the folder.")
-def distill(
-    method: str,
-    config: Path | None,
-    model: str,
-    data_folder: Path,
-    out: Path,
-    guidance_scale: float | None,
-    steps: tuple[int, ...],
-    overrides: tuple[str, ...],
-    device: str,
-    minutes: float | None,
-    compile_model: bool | None,
-    resume: bool,
-) -> None:
-    """Make a painter paint with few calls of its network what it painted with many.
-
-    "solver" leaves the network as it is and fits the few numbers of a solver to it, in minutes; it takes --model,
-    --data, --guidance-scale, --steps and --device alone. The other methods train the network: "guidance" to guide
-    itself in one call a step, "consistency" and "progressive" to take few steps.
-    """
-    import json
-
-    if method == "solver":
-        idle = {
-            "--config": config,
-            "--set": overrides,
-            "--minutes": minutes,
-            "--compile": compile_model,
-            "--resume": resume,
-        }
-        if given := [name for name, value in idle.items() if value not in (None, (), False)]:
-            raise SettingsError(f"{given[0]}: has no meaning with --method solver, which trains nothing; leave it out")
-        _fit_solver(model, data_folder, out, steps or SOLVER_STEPS, guidance_scale, device)
-        return
-    if steps:
-        raise SettingsError(
-            f"--steps: of --method solver alone; --method {method} takes --set distill.steps={steps[0]}"
-        )
-
-    from wsigen.system.shipped import shipped_config
-    from wsigen.training.loop import train
-    from wsigen.training.settings import load_settings
-
-    changes = [f"initial_model={json.dumps(model)}"] if model else []
-    changes += [f"distill.guidance_scale={guidance_scale}"] if guidance_scale is not None else []
-    recipe = config or Path(str(shipped_config(f"{RECIPES[method]}.toml")))
-    settings = load_settings(recipe, (*changes, *overrides))
-    result = train(
-        settings,
-        data_folder,
-        out,
-        device=device,
-        resume=resume,
-        minutes=minutes,
-        compile_model=compile_model,
-        report=click.echo,
-    )
-    click.echo(f"step {result.step} of {result.total_steps}, {result.images} images, {result.seconds:.0f} s")
-    click.echo(f"next: wsigen render MASK --model {out}/model")
-
-
-def _fit_solver(
-    model: str, data: Path, out: Path, steps: tuple[int, ...], guidance_scale: float | None, device: str
-) -> None:
-    from wsigen.evaluation.solver import fit_painter
-    from wsigen.models.registry import DEFAULT_MODEL
-    from wsigen.system.devices import choose_device
-
-    fit_painter(model or DEFAULT_MODEL, data, out, steps, choose_device(device), guidance_scale, report=click.echo)
-    click.echo(f"next: wsigen render MASK --model {out} --steps {steps[0]}")

@@ -5,9 +5,11 @@ from pathlib import Path
 
 import click
 
+from wsigen.choices import AUTO
 from wsigen.errors import SettingsError
 
 PATH = click.Path(path_type=Path)
+DEVICE = click.Choice([AUTO, "cpu", "cuda"])  # of the commands that measure or train
 STOPPED = 130  # exit code after Ctrl-C, as shells have it
 
 
@@ -32,3 +34,17 @@ def condition_option(command: Callable) -> Callable:
         callback=_conditions,
         help="What else the model is told of the slide.",
     )(command)
+
+
+def parse_size(text: str, one_side: bool = False) -> tuple[int, int]:
+    """Width and height of `--size`: "46000x32914", or "4096" for a square where ``one_side`` is allowed, in px.
+
+    Raises SettingsError for anything else.
+    """
+    width, separator, height = text.lower().replace(",", "").partition("x")
+    if one_side and not separator:
+        height = width
+    if not (width.isdecimal() and height.isdecimal() and int(width) and int(height)):
+        side = "the side or " if one_side else ""
+        raise SettingsError(f"--size {text}: give {side}WIDTHxHEIGHT in px, such as 4096x2048")
+    return int(width), int(height)

@@ -11,7 +11,7 @@ import click
 
 from wsigen.choices import AUTO, DEVICES, DTYPES, LAYOUT_PRESETS
 from wsigen.cli.display import progress_display
-from wsigen.cli.options import PATH, condition_option
+from wsigen.cli.options import PATH, condition_option, parse_size
 from wsigen.errors import SettingsError
 
 if TYPE_CHECKING:
@@ -172,14 +172,7 @@ def _request(source: str, size: str | None, seed: int, more: tuple[str, ...]) ->
     from wsigen.layouts.layout import parse_more
     from wsigen.rendering.synthesis import LayoutRequest
 
-    return LayoutRequest(source, _sides(size) if size else None, seed, parse_more(more))
-
-
-def _sides(text: str) -> tuple[int, int]:
-    width, _, height = text.lower().replace(",", "").partition("x")
-    if not width.isdecimal() or not (height or width).isdecimal():
-        raise SettingsError(f"--size {text}: give the side in px, or WIDTHxHEIGHT, such as 4096x2048")
-    return int(width), int(height or width)
+    return LayoutRequest(source, parse_size(size, one_side=True) if size else None, seed, parse_more(more))
 
 
 def _report(result: MaskResult) -> None:

@@ -13,7 +13,6 @@ from wsigen.errors import ModelError
 from wsigen.networks.measuring import FeatureNetwork
 
 BATCH = 64
-INCEPTION_SIDE = 299
 
 
 @dataclass(frozen=True)

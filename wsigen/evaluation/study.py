@@ -29,6 +29,7 @@ from wsigen.evaluation.report import Report, Section
 from wsigen.networks.measuring import SegmentationNetwork
 from wsigen.system.caching import FileStamp, file_stamp
 from wsigen.system.devices import choose_device
+from wsigen.system.replacing import written_whole
 from wsigen.system.reporting import Reporter, silent
 from wsigen.system.side_by_side import side_by_side
 from wsigen.training.data import manifest as folder_format
@@ -118,29 +119,31 @@ def _paint(study: Study, rare: tuple[float, ...], progress: Callable[[int, int],
 
 def write_folder(folder: Path, real: Path, material: Material, images: np.ndarray, with_real: bool) -> Manifest:
     """Write a training folder of painted patches; the validation side, and if asked the real pictures, are linked."""
+    with written_whole(folder) as partial:
+        return _write_patches(partial, real, material, images, with_real)
+
+
+def _write_patches(folder: Path, real: Path, material: Material, images: np.ndarray, with_real: bool) -> Manifest:
     manifest = folder_format.load(real)
-    partial = folder.with_name(folder.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
     for part in ("images", "labels", "instances"):
-        (partial / part).mkdir(parents=True)
+        (folder / part).mkdir(parents=True)
     entries: list[TrainingImage] = []
     for entry in manifest.images:
         if entry.split == "train" and not with_real:
             continue
         for locate in (folder_format.image_path, folder_format.label_path, folder_format.instance_path):
-            _link(locate(real, entry.name), locate(partial, entry.name))
+            _link(locate(real, entry.name), locate(folder, entry.name))
         entries.append(entry)
     patches = material.patches
     names = [f"painted_{number:05d}" for number in range(len(patches))]
     with ThreadPoolExecutor(8) as pool:  # encoding leaves Python's lock
         planes = (images, patches.classes, patches.instances)
-        for _ in pool.map(_write_patch, [partial] * len(names), names, *planes):
+        for _ in pool.map(_write_patch, [folder] * len(names), names, *planes):
             pass
     height, width = patches.classes.shape[1:]
     entries += [TrainingImage(name, "painted", "painted", "train", width, height, "manual") for name in names]
     result = replace(manifest, images=tuple(entries))
-    folder_format.save(result, partial)
-    partial.rename(folder)
+    folder_format.save(result, folder)
     return result
 
 

@@ -18,6 +18,7 @@ import tifffile
 
 from wsigen.errors import MaskError, SettingsError
 from wsigen.masks.window import GLASS, TISSUE
+from wsigen.system.replacing import written_whole
 
 CELL = 32  # px
 REGIONS = ("glass", "stroma", "gland", "lumen")
@@ -118,9 +119,9 @@ class Layout:
         """Write a TIFF with a page for each plane, and return the layout in it."""
         path = Path(path)
         about = {"format": FORMAT, "classes": self.classes, "mpp": self.mpp, "size": [self.width, self.height]}
-        partial = path.with_name(path.name + ".partial")
-        tifffile.imwrite(partial, self.planes, photometric="minisblack", description=json.dumps(about), metadata=None)
-        partial.replace(path)
+        text = json.dumps(about)
+        with written_whole(path) as partial:
+            tifffile.imwrite(partial, self.planes, photometric="minisblack", description=text, metadata=None)
         return Layout.open(path)
 
     @classmethod

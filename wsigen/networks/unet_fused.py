@@ -2,8 +2,8 @@
 
 The same weights and the same sums in the same order, cut otherwise:
 
-- a feature map travels with its moments (see wsigen_kernels.norm_triton), which whoever writes it takes on the way, so
-  that norms read their input once;
+- a feature map travels with its moments (see wsigen_kernels.moments_triton), which whoever writes it takes on the way,
+  so that norms read their input once;
 - skip connections are read where they lie, never concatenated;
 - a map is halved while a norm writes its result, and a residual resampled while it is added; a map that is to be
   doubled is convolved as it is (see wsigen_kernels.upsample);

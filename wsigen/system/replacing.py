@@ -1,6 +1,7 @@
-"""Write a file beside its target and move it there when it is whole, so that no reader ever sees half of one."""
+"""Write a file or folder beside its target and move it there when it is whole, so that no reader sees half of one."""
 
 import os
+import shutil
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -34,3 +35,28 @@ def replacing(path: str | os.PathLike[str], overwrite: bool) -> Iterator[Path]:
             raise SlideError(f"{target}: could not be replaced ({error.strerror}); choose another name") from error
     finally:
         partial.unlink(missing_ok=True)
+
+
+@contextmanager
+def written_whole(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """Yield `<path>.partial`; the file or folder that the block writes there becomes `path` if the block ends well.
+
+    A file at `path` is replaced; a folder there must be removed by the block. What an earlier process left under the
+    name is removed first, and so is what the block wrote if it fails. Errors of the system come out as themselves.
+    """
+    target = Path(path)
+    partial = target.with_name(target.name + ".partial")
+    _remove(partial)
+    try:
+        yield partial
+        os.replace(partial, target)
+    finally:
+        _remove(partial)
+
+
+def _remove(path: Path) -> None:
+    """Remove a file or a folder, as far as possible; nothing need be there."""
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)

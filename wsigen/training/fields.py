@@ -15,6 +15,7 @@ from wsigen.masks.conditions import deep_glass, instance_edges, tissue_near_nucl
 from wsigen.models.stain import tissue_from_density
 from wsigen.training.data.manifest import UNAVAILABLE
 
+
 @dataclass(frozen=True)
 class PixelFields:
     """Planes of one image, each (H, W) uint8, packed for the device by ``wsigen.training.patches.PatchBank``."""

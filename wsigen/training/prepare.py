@@ -15,6 +15,7 @@ import numpy as np
 
 from wsigen.errors import DataError
 from wsigen.system.folders import is_empty
+from wsigen.system.replacing import written_whole
 from wsigen.system.reporting import Reporter, silent
 from wsigen.training.data import manifest as folder_format
 from wsigen.training.data.formats import DATA_SETS
@@ -56,19 +57,15 @@ def prepare(
     table = tuple(classes) if classes is not None else _default_classes()
     data_sets = [DATA_SETS[name](Path(folder)) for name, folder in sorted(sources.items())]
     validation = validation_groups(data_sets, holdout)
-    partial = target.with_name(target.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
     try:
-        images = tuple(_write_all(data_sets, partial, mpp, validation, webp_quality, len(table), progress))
-        result = Manifest(mpp, table, images)
-        folder_format.save(result, partial)
-        if target.exists():
-            shutil.rmtree(target)
-        partial.rename(target)
+        with written_whole(target) as partial:
+            images = tuple(_write_all(data_sets, partial, mpp, validation, webp_quality, len(table), progress))
+            result = Manifest(mpp, table, images)
+            folder_format.save(result, partial)
+            if target.exists():
+                shutil.rmtree(target)
     except OSError as error:
         raise DataError(f"{target}: cannot be written ({error}); choose another folder or make room") from None
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
     return result
 
 

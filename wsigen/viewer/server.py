@@ -20,6 +20,7 @@ import anyio
 import uvicorn
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
@@ -71,7 +72,7 @@ def make_app(scene: Scene, closing: Callable[[], bool] = lambda: False) -> Starl
         Route("/api/save/stop", viewer.stop_saving, methods=["POST"]),
     ]
     handlers: dict[Any, Any] = {HTTPException: _refused, WsigenError: _impossible, Exception: _defect}
-    return Starlette(routes=routes, exception_handlers=handlers, middleware=[_own_page_only()])
+    return Starlette(routes=routes, exception_handlers=handlers, middleware=[Middleware(_OwnPageOnly)])
 
 
 def listen(port: int | None) -> socket.socket:
@@ -324,12 +325,6 @@ async def _impossible(request: Request, error: Exception) -> Response:
 
 async def _defect(request: Request, error: Exception) -> Response:
     return JSONResponse({"error": "internal error; the terminal says more"}, 500)
-
-
-def _own_page_only() -> Any:
-    from starlette.middleware import Middleware
-
-    return Middleware(_OwnPageOnly)
 
 
 class _OwnPageOnly:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import io
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 import openslide
@@ -23,15 +22,6 @@ from wsigen.slides.tiled_tiff import TILE
 READ_AT_ONCE = 8  # pixels of a slide's level to one of a tile, along a side; beyond, a tile is made of four others
 CACHE_BYTES = 256 << 20
 JPEG_QUALITY = 90
-
-
-class TilePicture(Protocol):
-    """What can be shown: a pyramid of tiles."""
-
-    levels: list[tuple[int, int]]
-
-    def tile(self, level: int, column: int, row: int) -> tuple[np.ndarray, bool]:
-        """Pixels of a tile, uint8 (h, w, 3), and whether they will stay as they are."""
 
 
 def tile_box(levels: list[tuple[int, int]], level: int, column: int, row: int) -> tuple[int, int, int, int] | None:

@@ -37,6 +37,8 @@ from wsigen.models.config import CONFIG_FILE, ModelConfig
 from wsigen.models.registry import DEFAULT_MODEL, find_model
 from wsigen.models.stain_response import StainResponse
 from wsigen.system.devices import choose_device
+from wsigen.system.replacing import written_whole
+from wsigen.system.reporting import Reporter, silent
 
 LEAST_STYLES = 12  # fewer say nothing of coefficients
 
@@ -131,19 +133,13 @@ def _check(settings: StainEvaluation, folder: Path, config: ModelConfig) -> None
 def write_config(folder: Path, config: ModelConfig, target: Path) -> None:
     """Write ``config`` to the model in ``folder`` itself, or to a new copy of it; no reader finds half of either."""
     same = target.resolve() == folder
-    whole = target / CONFIG_FILE if same else target
-    part = whole.with_name(whole.name + ".partial")
     try:
-        if same:
-            part.write_text(config.to_json(), encoding="utf-8")
-        else:
-            shutil.copytree(folder, part, dirs_exist_ok=True)
-            (part / CONFIG_FILE).write_text(config.to_json(), encoding="utf-8")
-        part.replace(whole)
+        with written_whole(target / CONFIG_FILE if same else target) as partial:
+            if not same:
+                shutil.copytree(folder, partial)
+            (partial if same else partial / CONFIG_FILE).write_text(config.to_json(), encoding="utf-8")
     except OSError as error:
         raise ModelError(f"--write {target}: cannot be written ({error.strerror}); name another folder") from error
-    finally:  # of what failed or was stopped
-        part.unlink(missing_ok=True) if same else shutil.rmtree(part, ignore_errors=True)
 
 
 def _command(settings: StainEvaluation) -> dict[str, object]:

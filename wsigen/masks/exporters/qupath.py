@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import json
-import uuid
 from pathlib import Path
 from types import TracebackType
 
 import numpy as np
 
 from wsigen.masks.classes import ClassTable
-from wsigen.masks.exporters.writing import Nucleus, OutlineWriter
+from wsigen.masks.exporters.writing import Nucleus, OutlineWriter, identifier_of
 from wsigen.masks.slide_mask import MaskSource
 
 TISSUE_COLOUR = [150, 150, 150]
-# Ids are made from those of the mask, so that the same mask gives the same file.
-_NAMESPACE = uuid.UUID("6f0b6a0e-5b1e-5d0a-9f55-3a6d0c1f4e77")
 
 
 class QuPathWriter(OutlineWriter):
@@ -43,7 +40,7 @@ class QuPathWriter(OutlineWriter):
             self._write(f"tissue {self._regions}", _geometry([polygon]), properties)
 
     def _write(self, name: str, geometry: str, properties: str) -> None:
-        identifier = uuid.uuid5(_NAMESPACE, name)
+        identifier = identifier_of(name)
         self._file.write(
             f'{self._separator}{{"type":"Feature","id":"{identifier}","geometry":{geometry},"properties":{properties}}}'
         )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import sqlite3
-import uuid
 import zlib
 from pathlib import Path
 from types import TracebackType
@@ -13,12 +12,11 @@ from typing import Any
 import numpy as np
 
 from wsigen.masks.classes import ClassTable
-from wsigen.masks.exporters.writing import Nucleus, OutlineWriter
+from wsigen.masks.exporters.writing import Nucleus, OutlineWriter, identifier_of
 from wsigen.masks.slide_mask import MaskSource
 
 STORE_VERSION = "1.0.1"
 PACKING_LEVEL = 6
-_NAMESPACE = uuid.UUID("6f0b6a0e-5b1e-5d0a-9f55-3a6d0c1f4e77")
 _SCHEMA = """
 CREATE TABLE metadata(key TEXT UNIQUE, value TEXT);
 CREATE VIRTUAL TABLE rtree USING rtree_i32(id, min_x, max_x, min_y, max_y);
@@ -70,7 +68,7 @@ class AnnotationStoreWriter(OutlineWriter):
             items, shapely.to_wkb(shapes), bounds, places, areas
         ):
             self._count += 1
-            key = str(uuid.uuid5(_NAMESPACE, name))
+            key = identifier_of(name)
             text = json.dumps(properties, separators=(",", ":"))
             kind = "Polygon" if len(polygons) == 1 else "MultiPolygon"
             rows.append((self._count, key, kind, x, y, zlib.compress(wkb, PACKING_LEVEL), text, pixels or area))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import uuid
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,13 @@ import numpy as np
 
 from wsigen.masks.classes import ClassTable, NucleusClass
 from wsigen.masks.slide_mask import MaskSource
+
+_NAMESPACE = uuid.UUID("6f0b6a0e-5b1e-5d0a-9f55-3a6d0c1f4e77")
+
+
+def identifier_of(name: str) -> str:
+    """The UUID of an object that is called so in the mask: the same mask gives the same file."""
+    return str(uuid.uuid5(_NAMESPACE, name))
 
 
 @dataclass(frozen=True)

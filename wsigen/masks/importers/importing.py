@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -68,28 +68,18 @@ def _import_outlines(
     source: OutlineSource, out: Path, settings: ImportSettings, overwrite: bool, progress: Reporter
 ) -> ImportReport:
     with temporary_beside(out, MaskError) as folder:
-        centres = source.pixel_centres if settings.pixel_centres is None else settings.pixel_centres
-        outlines, unreadable = read_outlines(source, folder, centres, progress)
-        mapping = class_map(settings.classes, settings.class_maps, source.built_in)
-        own_tissue = settings.tissue is not None and same_file(settings.tissue, source.path)
-        class_of, is_region = _classes_of(outlines, source, mapping, settings, own_tissue)
-        scale, mpp = scale_of(source, settings)
-        outlines, offset = counted_from_slide(outlines, source, settings, scale)
-        width, height = settings.size or _scaled_size(source.size, scale) or _extent(outlines, scale, centres)
-        check_size(source.path, width, height)
-        fate = _Fates.of(outlines, class_of, width, height, scale, 0.5 * scale if centres else 0.0)
-        tissue = _tissue(outlines, is_region, settings, own_tissue, width, height, scale, centres, folder, progress)
-        nuclei = Rasteriser(
-            outlines, fate.drawn_polygons, fate.ids[outlines.polygon_object], width, height, scale, centres
-        )
-        lookup = np.concatenate([[0], class_of[fate.ids[:-1] > 0]]).astype(np.uint8)
+        placed = _Placed.read(source, settings, folder, progress)
+        width, height = placed.width, placed.height
+        fate = _Fates.of(placed)
+        tissue = _tissue(placed, settings, folder, progress)
+        nuclei = placed.rasteriser(fate.drawn_polygons, fate.ids[placed.outlines.polygon_object])
+        lookup = np.concatenate([[0], placed.class_of[fate.ids[:-1] > 0]]).astype(np.uint8)
         seen = np.zeros(len(lookup), bool)
 
         def report() -> ImportReport:
-            made = _report(
-                source, out, settings, outlines, fate, seen, lookup, unreadable, is_region, mpp, (width, height)
-            )
-            return replace(made, offset=offset)
+            per_class = np.bincount(lookup[1:][seen[1:]], minlength=len(settings.classes) + 1)[1:]
+            imported = tuple(zip(settings.classes, (int(n) for n in per_class)))
+            return _report(placed, out, fate, seen, imported)
 
         def rows(y0: int, y1: int) -> MaskWindow | None:
             progress("drawing", y0 / height)
@@ -107,7 +97,7 @@ def _import_outlines(
                 return None
             return MaskWindow(classes, ids, tissue.rows(y0, classes) if tissue else None)
 
-        write_slide_mask(out, width, height, mpp, rows, True, tissue is not None, overwrite)
+        write_slide_mask(out, width, height, placed.mpp, rows, True, tissue is not None, overwrite)
         progress("drawing", 1.0)
         return report()
 
@@ -121,7 +111,7 @@ def _check_nuclei(source: OutlineSource, report: ImportReport) -> None:
 
 
 def _classes_of(
-    outlines: OutlineSet, source: OutlineSource, mapping: ClassMap, settings: ImportSettings, tissue_too: bool
+    outlines: OutlineSet, source: OutlineSource, mapping: ClassMap, settings: ImportSettings
 ) -> tuple[np.ndarray, np.ndarray]:
     """Class 1..n of every object, 0 left out by a map, 255 unknown or a region; and whether it is a tissue region."""
     names = [full_name(source, name) for name in outlines.names]
@@ -134,7 +124,7 @@ def _classes_of(
     annotated = annotation & bool((~annotation & ~core).any())
     region = annotated | core
     tissue = classes == TISSUE_REGION
-    if tissue_too and not tissue.any():
+    if _has_own_tissue(source, settings) and not tissue.any():
         tissue = annotated if annotated.any() else region.copy()
     unknown &= ~region & ~tissue
     if unknown.any() and not settings.skip_unknown:
@@ -157,6 +147,45 @@ def _extent(outlines: OutlineSet, scale: float, centres: bool) -> tuple[int, int
 
 
 @dataclass(frozen=True)
+class _Placed:
+    """The outlines of a file, what each object is, and where they lie on the slide."""
+
+    source: OutlineSource
+    outlines: OutlineSet
+    unreadable: int  # objects
+    class_of: np.ndarray  # (O,) 1..n, 0 left out by a map, 255 unknown or a region
+    is_region: np.ndarray  # (O,) bool: tissue regions
+    width: int
+    height: int
+    mpp: float | None
+    scale: float  # pixels of the slide to one of the file
+    centres: bool  # the file counts from the middle of its first pixel
+    offset: tuple[int, int]  # that was added, in px of the slide: see ImportReport
+
+    @classmethod
+    def read(cls, source: OutlineSource, settings: ImportSettings, folder: Path, progress: Reporter) -> _Placed:
+        """Read a file; the coordinates wait in ``folder``."""
+        centres = source.pixel_centres if settings.pixel_centres is None else settings.pixel_centres
+        outlines, unreadable = read_outlines(source, folder, centres, progress)
+        mapping = class_map(settings.classes, settings.class_maps, source.built_in)
+        class_of, is_region = _classes_of(outlines, source, mapping, settings)
+        scale, mpp = scale_of(source, settings)
+        outlines, offset = counted_from_slide(outlines, source, settings, scale)
+        width, height = settings.size or _scaled_size(source.size, scale) or _extent(outlines, scale, centres)
+        check_size(source.path, width, height)
+        return cls(source, outlines, unreadable, class_of, is_region, width, height, mpp, scale, centres, offset)
+
+    def rasteriser(self, chosen: np.ndarray, labels: np.ndarray) -> Rasteriser:
+        """Draws chosen polygons (P,) bool with labels (P,) uint32."""
+        return Rasteriser(self.outlines, chosen, labels, self.width, self.height, self.scale, self.centres)
+
+
+def _has_own_tissue(source: OutlineSource, settings: ImportSettings) -> bool:
+    """Whether the regions of tissue are to be taken from the file of the nuclei itself."""
+    return settings.tissue is not None and same_file(settings.tissue, source.path)
+
+
+@dataclass(frozen=True)
 class _Fates:
     """What will become of the objects: ids (O,) uint32, 1.. for those that are drawn, and why the others are not."""
 
@@ -169,13 +198,14 @@ class _Fates:
     wanted: np.ndarray  # (O,) bool: nuclei of a known class
 
     @classmethod
-    def of(
-        cls, outlines: OutlineSet, class_of: np.ndarray, width: int, height: int, scale: float, shift: float
-    ) -> _Fates:
+    def of(cls, placed: _Placed) -> _Fates:
+        """Decide what becomes of each object."""
+        outlines, width, height = placed.outlines, placed.width, placed.height
+        shift = 0.5 * placed.scale if placed.centres else 0.0
         count = outlines.object_count
         sound = outlines.polygon_object >= 0
         owner = np.where(sound, outlines.polygon_object, 0)
-        left, top, right, bottom = (outlines.bounds * scale + shift).T
+        left, top, right, bottom = (outlines.bounds * placed.scale + shift).T
         touches = sound & (right > 0) & (bottom > 0) & (left < width) & (top < height)
         crosses = touches & ((left < 0) | (top < 0) | (right > width) | (bottom > height))
 
@@ -184,7 +214,7 @@ class _Fates:
             found[owner[polygons & sound]] = True
             return found
 
-        wanted = class_of > 0
+        wanted = placed.class_of > 0
         valid, reachable = any_of(sound), any_of(touches)
         drawn = wanted & reachable
         ids = np.zeros(count + 1, np.uint32)  # the last entry answers for polygons of no object
@@ -200,27 +230,15 @@ class _Fates:
         )
 
 
-def _tissue(
-    outlines: OutlineSet,
-    is_region: np.ndarray,
-    settings: ImportSettings,
-    own_tissue: bool,
-    width: int,
-    height: int,
-    scale: float,
-    centres: bool,
-    folder: Path,
-    progress: Reporter,
-) -> TissuePlane | None:
-    tissue = TissuePlane()
+def _tissue(placed: _Placed, settings: ImportSettings, folder: Path, progress: Reporter) -> TissuePlane | None:
+    """The plane of tissue, of regions in the file and of those in a file of their own; None where there are none."""
+    tissue, outlines, is_region = TissuePlane(), placed.outlines, placed.is_region
     if is_region.any():
         chosen = (outlines.polygon_object >= 0) & np.append(is_region, False)[outlines.polygon_object]
-        tissue.drawers.append(
-            Rasteriser(outlines, chosen, np.full(len(chosen), TISSUE, np.uint32), width, height, scale, centres)
-        )
+        tissue.drawers.append(placed.rasteriser(chosen, np.full(len(chosen), TISSUE, np.uint32)))
         tissue.regions += int(is_region.sum())
-    if settings.tissue is not None and not own_tissue:
-        drawer, regions = tissue_of_file(settings, width, height, folder, progress)
+    if settings.tissue is not None and not _has_own_tissue(placed.source, settings):
+        drawer, regions = tissue_of_file(settings, placed.width, placed.height, folder, progress)
         tissue.drawers.append(drawer)
         tissue.regions += regions
     if settings.tissue is not None and not tissue.regions:
@@ -229,23 +247,14 @@ def _tissue(
 
 
 def _report(
-    source: OutlineSource,
-    out: Path,
-    settings: ImportSettings,
-    outlines: OutlineSet,
-    fate: _Fates,
-    seen: np.ndarray,
-    lookup: np.ndarray,
-    unreadable: int,
-    is_region: np.ndarray,
-    mpp: float | None,
-    size: tuple[int, int],
+    placed: _Placed, out: Path, fate: _Fates, seen: np.ndarray, imported: tuple[tuple[str, int], ...]
 ) -> ImportReport:
+    """Account for every object. seen: (labels,) bool, which were drawn; imported: nuclei by class."""
+    source, outlines = placed.source, placed.outlines
     drawn = fate.ids[:-1] > 0
     visible = np.zeros(outlines.object_count, bool)
     visible[drawn] = seen[1:]
-    per_class = np.bincount(lookup[1:][seen[1:]], minlength=len(settings.classes) + 1)[1:]
-    left_out = ~fate.wanted & ~is_region
+    left_out = ~fate.wanted & ~placed.is_region
     names = Counter[str]()
     counts = np.bincount(outlines.object_name[left_out], minlength=len(outlines.names))
     for name, number in zip(outlines.names, counts):
@@ -254,17 +263,18 @@ def _report(
     return ImportReport(
         format=source.format,
         out=out,
-        width=size[0],
-        height=size[1],
-        mpp=mpp,
-        found=outlines.object_count + unreadable + source.not_polygons,
-        imported=tuple(zip(settings.classes, (int(n) for n in per_class))),
+        width=placed.width,
+        height=placed.height,
+        mpp=placed.mpp,
+        found=outlines.object_count + placed.unreadable + source.not_polygons,
+        imported=imported,
         clipped=int((fate.clipped & visible).sum()),
         repaired=int((fate.repaired & visible).sum()),
-        regions=int(is_region.sum()),
+        regions=int(placed.is_region.sum()),
         skipped=names,
-        invalid=fate.invalid + unreadable,
+        invalid=fate.invalid + placed.unreadable,
         not_polygons=source.not_polygons,
         outside=fate.outside,
         hidden=int((drawn & ~visible).sum()),
+        offset=placed.offset,
     )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,6 +10,7 @@ from wsigen.masks.slide_mask import MaskWindow, SlideMask
 from wsigen.models.config import ModelConfig
 from wsigen.rendering.plan import MaskFacts
 from wsigen.system.caching import file_stamp
+from wsigen.system.reporting import Reporter, silent
 from wsigen.viewer.chart import ChartMaker, MaskChart
 
 WATCH_SECONDS = 0.5

@@ -16,6 +16,7 @@ from wsigen.rendering.on_demand import GeneratedSlide
 from wsigen.rendering.plan import RenderPlan
 from wsigen.slides.pyramid import halve, level_sizes
 from wsigen.slides.tiled_tiff import TILE
+from wsigen.system.caching import LastUsed
 from wsigen.viewer.overlays import MaskOverlay
 from wsigen.viewer.stain_preview import preview_pixels
 from wsigen.viewer.tiles import tile_box
@@ -51,7 +52,7 @@ class LiveTiles:
     def __init__(self, view: View) -> None:
         self._view = view
         self._lock = threading.Lock()
-        self._far: dict[tuple[int, int], Tile] = {}  # tiles of JOINED_LEVEL
+        self._far = LastUsed[tuple[int, int], Tile](FAR_TILES)  # tiles of JOINED_LEVEL
         self._painted: set[tuple[int, int]] = set()  # tiles of JOINED_LEVEL with something painted in them
         self._changes = 0
 
@@ -76,7 +77,7 @@ class LiveTiles:
             for j in range(part.y // side, (part.y + part.height - 1) // side + 1):
                 for i in range(part.x // side, (part.x + part.width - 1) // side + 1):
                     self._painted.add((i, j))
-                    self._far.pop((i, j), None)
+                    self._far.drop((i, j))
 
     def tile(self, level: int, column: int, row: int) -> Tile:
         """A tile as far as it is painted. Never waits for painting."""
@@ -101,9 +102,7 @@ class LiveTiles:
         tile = _near_tile(view, JOINED_LEVEL, column, row, box)
         with self._lock:
             if view is self._view and changes == self._changes:
-                while len(self._far) >= FAR_TILES:
-                    del self._far[next(iter(self._far))]
-                self._far[column, row] = tile
+                self._far.keep((column, row), tile)
         return tile
 
     def _far_tile(self, view: View, level: int, box: Box) -> Tile:
