@@ -11,14 +11,16 @@ Merging follows Chan, Golub and LeVeque 1983: ``M2 = sum(M2_i) + sum(n_i (mean_i
 
 from __future__ import annotations
 
-import torch
+from typing import TYPE_CHECKING
+
 import triton
 import triton.language as tl
-from torch import Tensor
 from wsigen_kernels.compiling import launch
 from wsigen_kernels.launch import Slices, Tile, ceil_div, next_power_of_2
-from wsigen_kernels.layout import by_pixel, empty_by_pixel
-from wsigen_kernels.upsample import map_shape
+from wsigen_kernels.layout import by_pixel, empty_by_pixel, empty_float32, map_shape
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 SAME, UP, DOWN = 0, 1, 2  # what becomes of the resolution: kept, doubled (nearest), halved (mean of 2 x 2)
 ROWS = 6  # coefficients a channel: mean, gain, inner offset, scale of beta, shift, constant part of 1 + gamma
@@ -86,7 +88,7 @@ def _image_elements(height, width, stride, PHASED: tl.constexpr):
     return (height // 2 + 1) * (width // 2 + 1) * stride if PHASED else height * width * stride
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["slices"])
 def moments_kernel(
     x_ptr,  # (B, P, C), pixels x_stride apart
     moments_ptr,  # (B, S, 2, C) float32
@@ -267,7 +269,7 @@ def _modulated(
     return y
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["parts"])
 def apply_kernel(
     x_ptr,  # (B, P, C1)
     skip_ptr,  # (B, P, C - C1)
@@ -361,7 +363,7 @@ def moments(x: Tensor, phased: bool = False) -> Tensor:
     x, stride = by_pixel(x)
     batch, channels, height, width = map_shape(x, phased)
     slices, tile = Slices.of(height * width), Tile.of(channels)
-    out = x.new_empty((batch, slices.count, 2, channels), dtype=torch.float32)
+    out = empty_float32((batch, slices.count, 2, channels), x)
     launch(moments_kernel, (ceil_div(channels, tile.channels) * batch * slices.count,),
         x, out, height, width, slices.pixels, slices.count, stride,
         C=channels, PHASED=phased, BLOCK_P=tile.pixels, BLOCK_C=tile.channels,
@@ -402,8 +404,8 @@ def normalise(
     slices, tile = Slices.of(height * width), Tile.of(channels)
     depth = channels // groups
 
-    coefficients = x.new_empty((batch, ROWS, channels), dtype=torch.float32)
-    statistics = x.new_empty((batch, groups, 2), dtype=torch.float32)
+    coefficients = empty_float32((batch, ROWS, channels), x)
+    statistics = empty_float32((batch, groups, 2), x)
     launch(coefficients_kernel, (groups, batch),
         x_moments, skip_moments, x_bias, weight, bias, scale, shift, map_bias, coefficients, statistics,
         height * width, slices.pixels, slices.count, modulation_stride, eps,
