@@ -22,7 +22,6 @@ import torch
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from torch.utils.flop_counter import FlopCounterMode
 
 from wsigen.models.config import ModelConfig
 from wsigen.models.nasdm import NasdmModel
@@ -68,6 +67,8 @@ def batch_cost(config: ModelConfig, window: int, batch_size: int, steps: int, ca
 
 
 def _trace(config: ModelConfig, window: int, batch_size: int, dtype: str) -> _Traced:
+    from torch.utils.flop_counter import FlopCounterMode  # late: it imports Triton
+
     kind = getattr(torch, dtype)
     with torch.device("meta"), torch.inference_mode():
         model = NasdmModel(config).to(kind).eval()
