@@ -12,7 +12,7 @@ from triton.backends.compiler import GPUTarget
 from wsigen_kernels import compiling
 
 from wsigen.models.registry import DEFAULT_MODEL
-from wsigen.painting import early, shipped_kernels
+from wsigen.painting import early, kernel_tracing, shipped_kernels
 
 TARGET = GPUTarget("cuda", 90, 32)
 SOURCES, HITS = {}, []
@@ -26,8 +26,8 @@ def noted(launches):
 
 
 if __name__ == "__main__":
-    with patch.object(shipped_kernels, "sources_of", noted):
-        listed_now = shipped_kernels.trace_shipped()
+    with patch.object(kernel_tracing, "sources_of", noted):
+        listed_now = kernel_tracing.trace_shipped()
     with patch.object(early, "listed", lambda model: shipped_kernels.listed(model)[::11]):
         keys = early.compile_listed(DEFAULT_MODEL, TARGET.arch, 2)
     knobs.compilation.listener = lambda *, cache_hit, **_: HITS.append(cache_hit)

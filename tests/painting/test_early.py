@@ -46,7 +46,7 @@ def test_the_list_is_traced_from_this_code_and_a_painter_finds_what_is_compiled(
     done = subprocess.run([sys.executable, script], env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-2000:]
     found = json.loads(done.stdout.splitlines()[-1])
-    assert found["same"], "write it anew: python -m wsigen.painting.shipped_kernels"
+    assert found["same"], "write it anew: python -m wsigen.painting.kernel_tracing"
     assert found["found"] == found["compiled"] > 5
 
 

@@ -1,35 +1,18 @@
 """What the kernels of the shipped models are compiled for, known before torch and a GPU are there.
 
-The network runs on torch's meta device, where tensors have shapes and no data, as if that were a GPU, and the launches
-of its kernels are noted. Their list lies in `kernels.json`, longest to compile first, which
-
-    python -m wsigen.painting.shipped_kernels
-
-writes anew; a test compares it with what is traced. A list that does not fit costs time and nothing else: what a
-painter needs beside it is compiled when the painter opens.
+The list lies in `kernels.json`, longest to compile first; `wsigen.painting.kernel_tracing` writes it anew. A list that
+does not fit costs time and nothing else: what a painter needs beside it is compiled when the painter opens.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
-from contextlib import contextmanager
-from dataclasses import asdict
-from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from wsigen_kernels.compiling import NoDevice, Specialisation, noted_launches, sources_of
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from wsigen.models.config import ModelConfig
+from wsigen_kernels.compiling import Specialisation
 
 KERNELS = Path(__file__).with_name("kernels.json")
-ARCHITECTURE = 90  # that launches are traced for; what they are compiled for is the same on others
-# Kernels by the time that the compiler takes, longest first; those that are not named come last.
-LONGEST = ("project_kernel", "attention_kernel", "ring_kernel", "normals_kernel", "add_kernel", "apply_kernel")
 
 
 def listed(model: str) -> list[Specialisation]:
@@ -44,81 +27,3 @@ def default_model() -> str:
 
 def _read() -> dict[str, Any]:
     return json.loads(KERNELS.read_text(encoding="utf-8"))
-
-
-def trace_shipped() -> dict[str, Any]:
-    """Trace every shipped model at its default settings on a GPU. To be run in a process of its own."""
-    from wsigen.models.config import ModelConfig
-    from wsigen.models.registry import DEFAULT_MODEL, shipped_models
-
-    with _as_on_a_gpu():
-        models = {name: _trace(ModelConfig.load(folder)) for name, folder in sorted(shipped_models().items())}
-    found = {"default": DEFAULT_MODEL, "models": {name: list(map(asdict, rows)) for name, rows in models.items()}}
-    return json.loads(json.dumps(found))
-
-
-def _trace(config: ModelConfig) -> list[Specialisation]:
-    import torch
-
-    from wsigen.models.nasdm import NasdmModel
-    from wsigen.painting.painter import Painter, any_window
-
-    with torch.device("meta"), torch.inference_mode():
-        model = NasdmModel(config).to(torch.bfloat16).eval()
-        model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    painter = Painter(
-        model,
-        config.style(),
-        sampler=config.sampler_for(config.num_inference_steps),
-        num_inference_steps=config.num_inference_steps,
-        guidance_scale=config.guidance_for(),
-        batch_size=2,  # the number of windows is no argument of a kernel
-        device="meta",
-        dtype=torch.bfloat16,
-    )
-    batch = painter.prepare([any_window(config, config.window)])
-    with noted_launches() as found, torch.inference_mode():
-        painter._compute(*batch.tensors)
-    specialisations = list(map(Specialisation.of, sources_of(found)))
-    return sorted(specialisations, key=lambda one: _rank(one.kernel.split(":")[1]))
-
-
-def _rank(kernel: str) -> int:
-    return LONGEST.index(kernel) if kernel in LONGEST else len(LONGEST)
-
-
-@contextmanager
-def _as_on_a_gpu() -> Iterator[None]:
-    """Let the meta device take the ways of a GPU: Triton's kernels, without the operators' shapes of torch."""
-    from unittest.mock import patch
-
-    import torch
-    from torch.overrides import TorchFunctionMode
-    from triton.backends.compiler import GPUTarget
-    from triton.runtime import driver
-    from wsigen_kernels import attention, noise_triton, norm, ops
-
-    class Bodies(TorchFunctionMode):
-        """Runs an operator's body, which launches kernels, where torch would only tell the result's shape."""
-
-        def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-            return ops.BODIES.get(func, func)(*args, **(kwargs or {}))
-
-    def normals(_painter: Any, corners: Any, size: int, step: int) -> Any:
-        table = torch.empty(4096, dtype=torch.int64, device="meta")
-        return noise_triton.coordinate_normals((0, 0), corners[:, 0], corners[:, 1], size, size, step, 0, table)
-
-    set_to: Callable[..., Any] = partial(patch.multiple, BACKEND="triton", ANY_DEVICE=True)
-    driver.set_active(NoDevice(GPUTarget("cuda", ARCHITECTURE, 32)))
-    with set_to(norm), set_to(attention), patch("wsigen.painting.painter.Painter._noise", normals), Bodies():
-        yield
-
-
-def main() -> None:
-    """Write the list anew."""
-    text = json.dumps(trace_shipped(), separators=(",", ":"))
-    KERNELS.write_text(text.replace('{"kernel"', '\n{"kernel"') + "\n", encoding="utf-8")  # a kernel a line
-
-
-if __name__ == "__main__":
-    main()
