@@ -32,7 +32,6 @@ def compiles(monkeypatch):
     """Let the process of this test stand for the one that compiles, on a GPU of an architecture that is returned."""
 
     def on(architecture):
-        monkeypatch.setattr(os, "nice", lambda steps: 0)
         monkeypatch.setattr(early, "compute_capability", lambda: architecture)
         monkeypatch.setattr(early, "compile_listed", lambda model, sm, processes: [f"sm{sm} {model}"])
 

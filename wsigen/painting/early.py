@@ -26,7 +26,6 @@ from wsigen.system.local_cache import one_process_at_a_time, recall, remember
 COMPILERS = 16  # processes that compile kernels, at most: a painter has some seventy
 OLDEST_GPU = 80  # as wsigen_kernels.dispatch has it
 DTYPE = "bfloat16"  # that the list is of
-YIELDING = 5  # niceness: the process that paints comes first
 _LOCK = "compiling-early"
 
 
@@ -72,7 +71,6 @@ def compile_listed(model: str, architecture: int, processes: int) -> list[str]:
 
 def main(model: str) -> None:
     """Compile a model's kernels for the GPU of this machine, and keep what was compiled for `compiled`."""
-    os.nice(YIELDING)
     with one_process_at_a_time(_LOCK):
         found: list[int | None] = []
         looking = beside(lambda: found.append(compute_capability()))  # the driver opens while Triton is imported
