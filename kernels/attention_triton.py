@@ -7,13 +7,16 @@ an exact softmax; above, it walks over them and rescales (Milakov and Gimelshein
 
 from __future__ import annotations
 
-import torch
+from typing import TYPE_CHECKING
+
 import triton
 import triton.language as tl
-from torch import Tensor
 from wsigen_kernels.compiling import launch
 from wsigen_kernels.launch import AttentionCut, ceil_div
 from wsigen_kernels.layout import by_pixel, empty_by_pixel
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @triton.jit
@@ -97,6 +100,6 @@ def attention(qkv: Tensor, heads: int) -> Tensor:
         qkv, out, tokens, stride, 1.4426950408889634 / depth**0.5,
         HEADS=heads, D=depth, BLOCK_M=cut.queries, BLOCK_N=cut.keys, BLOCK_D=cut.depth,
         ONE_BLOCK=tokens <= cut.keys, EVEN=tokens % cut.keys == 0,
-        EXACT=qkv.dtype == torch.float32, num_warps=cut.warps, num_stages=cut.stages,
+        EXACT=qkv.element_size() == 4, num_warps=cut.warps, num_stages=cut.stages,
     )  # fmt: skip
     return out

@@ -4,6 +4,9 @@ Triton compiles a kernel when it is first launched, one after another: a network
 minute on a machine that has compiled none. `compile_ahead` runs the work once without starting its kernels, notes what
 each launch would be compiled for, and compiles all of it in processes: threads would take turns at Python's lock. What
 is compiled stays in Triton's cache on disk, from where this process then loads it.
+
+What a launch is compiled for can be written down as plain data (`Specialisation`), so that a process that has imported
+neither torch nor the network compiles it too: this module and the kernels import torch only where they meet a tensor.
 """
 
 from __future__ import annotations
@@ -14,22 +17,28 @@ import os
 import signal
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
-from typing import Any, NoReturn
+from dataclasses import dataclass
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, NoReturn
 
-import torch
+if TYPE_CHECKING:
+    import torch
 
 POLL_SECONDS = 0.02
 PATIENCE_SECONDS = 120  # for processes that compile; what they have not done is compiled in this one
 
 _noting: ContextVar[_Launches | None] = ContextVar("wsigen_noting_launches", default=None)
 
+Launch = tuple[Any, tuple[int, ...], tuple, dict[str, Any]]  # kernel, grid, arguments, options
+Source = tuple[Any, dict[str, Any]]  # an ASTSource of Triton, and the options that it is compiled with
+
 
 def launch(kernel: Any, grid: tuple[int, ...], *arguments: Any, **options: Any) -> None:
-    """Start a Triton kernel on the current device; inside `compile_ahead` note the launch instead."""
+    """Start a Triton kernel on the current device; inside `noted_launches` note the launch instead."""
     launches = _noting.get()
     if launches is None:
         kernel[grid](*arguments, **options)
@@ -37,31 +46,44 @@ def launch(kernel: Any, grid: tuple[int, ...], *arguments: Any, **options: Any) 
         launches.add(kernel, grid, arguments, options)
 
 
-def compile_ahead(work: Callable[[], object], device: torch.device, processes: int, threads: int = 16) -> int:
-    """Compile the kernels that ``work`` launches on a CUDA ``device``; return their number.
-
-    ``work`` runs once, and what its kernels would have written stays undefined. ``processes`` compile at a time; 0
-    where all is compiled already, which then only is loaded, by ``threads``. Raises what Triton raises for a kernel
-    that does not compile.
-    """
+@contextmanager
+def noted_launches() -> Iterator[list[Launch]]:
+    """Note launches instead of starting kernels, one of each kind; what kernels would write stays undefined."""
     launches = _Launches()
     token = _noting.set(launches)
     try:
-        work()
+        yield launches.found
     finally:
         _noting.reset(token)
+
+
+def compile_ahead(
+    work: Callable[[], object],
+    device: torch.device,
+    processes: int,
+    compiled: Callable[[], Collection[str]] = frozenset,
+    threads: int = 16,
+) -> int:
+    """Compile the kernels that ``work`` launches on a CUDA ``device``; return their number.
+
+    ``work`` runs once, and what its kernels would have written stays undefined. ``processes`` compile at a time; 0
+    where all is compiled already, which then only is loaded, by ``threads``. ``compiled`` is asked after the work has
+    run for the `source_key` of what another process has compiled meanwhile. Raises what Triton raises for a kernel that
+    does not compile.
+    """
+    with noted_launches() as found:
+        work()
     if processes > 1:
         from triton.runtime import driver
 
-        compile_in_processes(_sources(launches.found), driver.active.get_current_target(), processes)
+        target = driver.active.get_current_target()
+        done = compiled()
+        missing = [source for source in sources_of(found) if source_key(source, target) not in done]
+        compile_in_processes(missing, target, processes)
     with ThreadPoolExecutor(threads, "wsigen-load-kernels") as pool:
-        for future in [pool.submit(_load, noted, device) for noted in launches.found]:
+        for future in [pool.submit(_load, noted, device) for noted in found]:
             future.result()
-    return len(launches.found)
-
-
-Launch = tuple[Any, tuple[int, ...], tuple, dict[str, Any]]  # kernel, grid, arguments, options
-Source = tuple[Any, dict[str, Any]]  # an ASTSource of Triton, and the options that it is compiled with
+    return len(found)
 
 
 class _Launches:
@@ -80,6 +102,8 @@ class _Launches:
 
 def _load(noted: Launch, device: torch.device) -> None:
     """Compile a kernel, or load it from the cache, on a device."""
+    import torch
+
     kernel, grid, arguments, options = noted
     with torch.cuda.device(device):
         built = kernel.warmup(*arguments, grid=grid, **options)
@@ -87,8 +111,8 @@ def _load(noted: Launch, device: torch.device) -> None:
         _ = built.run
 
 
-def _sources(launches: Sequence[Launch]) -> list[Source]:
-    """What Triton would compile for each launch; nothing is compiled."""
+def sources_of(launches: Sequence[Launch]) -> list[Source]:
+    """What Triton would compile for each launch, each once; nothing is compiled."""
     from triton import knobs
     from triton.compiler import ASTSource
 
@@ -107,6 +131,97 @@ def _sources(launches: Sequence[Launch]) -> list[Source]:
     finally:
         knobs.runtime.jit_cache_hook = before
     return list(found.values())
+
+
+def source_key(source: Source, target: Any) -> str:
+    """Name what is compiled for a target: it changes with the kernel's code, its arguments' kinds and the options."""
+    built, options = source
+    return f"sm{target.arch} {built.hash()} {options['num_warps']} {options['num_stages']}"
+
+
+ALIGNED = [["tt.divisibility", 16]]  # what Triton writes of a pointer or an integer that 16 divides
+CONSTANT = "constexpr"  # type of an argument that is compiled in
+
+
+@dataclass(frozen=True)
+class Specialisation:
+    """What a kernel is compiled for, as plain data, whatever the GPU and the version of Triton.
+
+    kernel: "module:name". arguments: of each its type in Triton's terms, and whether 16 divides it (None: not looked
+    at). constants: the values of those that are compiled in, in order.
+    """
+
+    kernel: str
+    arguments: list[tuple[str, bool | None]]
+    constants: list[Any]
+    num_warps: int
+    num_stages: int
+
+    @classmethod
+    def of(cls, source: Source) -> Specialisation:
+        """Write a source down."""
+        built, options = source
+        notes = [built.attrs.get((place,)) for place in range(len(built.signature))]
+        return cls(
+            f"{built.fn.__module__}:{built.fn.__name__}",
+            [
+                (kind, None if kind == CONSTANT or note is None else note == ALIGNED)
+                for kind, note in zip(built.signature.values(), notes, strict=True)
+            ],
+            [value for _, value in sorted(built.constants.items())],
+            options["num_warps"],
+            options["num_stages"],
+        )
+
+    def source(self, target: Any) -> Source:
+        """Read it back for a target; raises what Python or Triton raise where the kernel is another one by now."""
+        from triton.compiler import ASTSource, make_backend
+
+        module, name = self.kernel.split(":")
+        kernel, constants = getattr(import_module(module), name), iter(self.constants)
+        values = [next(constants) if kind == CONSTANT else None for kind, _ in self.arguments]
+        kinds = [
+            (kind, value if kind == CONSTANT else None if divides is None else "D" if divides else "")
+            for (kind, divides), value in zip(self.arguments, values, strict=True)
+        ]
+        bound = {parameter.name: value for parameter, value in zip(kernel.params, values, strict=True)}
+        options = {"num_warps": self.num_warps, "num_stages": self.num_stages}
+        # Triton's own packing: its versions write constants and attributes down differently.
+        _, *packed = kernel._pack_args(make_backend(target), dict(options), bound, kinds, None)
+        return ASTSource(kernel, *packed), options
+
+
+class NoDevice:
+    """Stands in for Triton's driver where kernels are compiled for a GPU that this process does not open."""
+
+    def __init__(self, target: Any) -> None:
+        self._target = target
+
+    def get_current_target(self) -> Any:
+        """Return the target: Triton's GPUTarget."""
+        return self._target
+
+    def get_current_device(self) -> int:
+        """Return a number that stands for no device."""
+        return 0
+
+    def get_current_stream(self, device: int | None = None) -> int:
+        """Return a number that stands for no stream."""
+        return 0
+
+    @property
+    def utils(self) -> Any:
+        """What Triton's launchers are built with; compiled by a C compiler on a machine that has not done so."""
+        from triton.backends.nvidia.driver import CudaUtils
+
+        return CudaUtils()
+
+    @property
+    def launcher_cls(self) -> Any:
+        """The class that builds a kernel's launcher."""
+        from triton.backends.nvidia.driver import CudaLauncher
+
+        return CudaLauncher
 
 
 def compile_in_processes(sources: Sequence[Source], target: Any, processes: int) -> None:
@@ -165,7 +280,7 @@ def _as_tuple(value: Any) -> Any:
 
 def _kind(argument: Any) -> Any:
     """What Triton compiles a kernel anew for: types and alignment, and integers that are 1 or multiples of 16."""
-    if isinstance(argument, torch.Tensor):
+    if hasattr(argument, "data_ptr"):
         return argument.dtype, argument.data_ptr() % 16 == 0
     if isinstance(argument, int):
         return argument == 1, argument % 16 == 0, argument.bit_length() > 31

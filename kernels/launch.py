@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
+if TYPE_CHECKING:
+    from torch import Tensor
 
 _TILE = 4096  # elements a program holds at a time: 32 a thread, four 16-byte loads, without spilling
 _SLICES = 16  # at most so many partial sums an image: enough programs from 64 images on, and short to merge
@@ -33,7 +34,11 @@ def padded_channels(channels: int) -> int:
 
 def on(x: Tensor) -> AbstractContextManager:
     """Make the device of ``x`` the current one: Triton starts kernels there and nowhere else."""
-    return torch.cuda.device(x.device) if x.is_cuda else nullcontext()
+    if not x.is_cuda:
+        return nullcontext()
+    import torch
+
+    return torch.cuda.device(x.device)
 
 
 @dataclass(frozen=True)

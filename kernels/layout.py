@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
 
 INDEX_LIMIT = 2**31  # within one image the kernels count elements in 32 bits; images are counted in 64
 SAME, UP, DOWN = 0, 1, 2  # what becomes of the resolution: kept, doubled (nearest), halved (mean of 2 x 2)
@@ -38,6 +41,19 @@ def empty_by_pixel(shape: tuple[int, ...] | torch.Size, like: Tensor) -> Tensor:
     """Allocate (B, C, H, W) in channels_last, with dtype and device of ``like``."""
     batch, channels, height, width = shape
     return like.new_empty((batch, height, width, channels)).permute(0, 3, 1, 2)
+
+
+def empty_float32(shape: tuple[int, ...], like: Tensor) -> Tensor:
+    """Allocate float32 of a shape on the device of ``like``."""
+    import torch
+
+    return like.new_empty(shape, dtype=torch.float32)
+
+
+def map_shape(x: Tensor, phased: bool = False) -> tuple[int, int, int, int]:
+    """Shape (B, C, H, W) of a feature map that may lie in places (see wsigen_kernels.upsample)."""
+    batch, channels, height, width = x.shape
+    return (batch, channels // 4, 2 * (height - 1), 2 * (width - 1)) if phased else (batch, channels, height, width)
 
 
 def fits(*maps: Tensor) -> bool:

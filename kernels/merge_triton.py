@@ -9,18 +9,21 @@ adds in a pass of their own, ride along; and the next group norm needs not read 
 
 from __future__ import annotations
 
-import torch
+from typing import TYPE_CHECKING
+
 import triton
 import triton.language as tl
-from torch import Tensor
 from wsigen_kernels.compiling import launch
 from wsigen_kernels.launch import ProjectCut, Slices, Tile, ceil_div
-from wsigen_kernels.layout import SAME, by_pixel, empty_by_pixel
+from wsigen_kernels.layout import SAME, by_pixel, empty_by_pixel, empty_float32
 from wsigen_kernels.moments_triton import add_moments, store_moments
 from wsigen_kernels.pixels_triton import corner_of, load_tile, quarter_of, share_of
 
+if TYPE_CHECKING:
+    from torch import Tensor
 
-@triton.jit
+
+@triton.jit(do_not_specialize=["slices"])
 def add_kernel(
     h_ptr,  # (B, P, C)
     bias_ptr,  # (C,)
@@ -91,7 +94,7 @@ def _project(x_base, weight_base, total, at, out_channel, in_p, in_n, stride, K:
     return total
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["slices"])
 def project_kernel(
     h_ptr,  # (B, P, C)
     bias_ptr,  # (C,)
@@ -162,7 +165,7 @@ def merge(
     x, x_stride = by_pixel(x)
     slices = Slices.of(height * width)
     out = empty_by_pixel(h.shape, h)
-    moments = h.new_empty((batch, slices.count, 2, channels), dtype=torch.float32)
+    moments = empty_float32((batch, slices.count, 2, channels), h)
     if weight is None:
         tile = Tile.of(channels)
         launch(add_kernel, (ceil_div(channels, tile.channels) * batch * slices.count,),

@@ -10,15 +10,17 @@ Merging follows Chan, Golub and LeVeque 1983: ``M2 = sum(M2_i) + sum(n_i (mean_i
 
 from __future__ import annotations
 
-import torch
+from typing import TYPE_CHECKING
+
 import triton
 import triton.language as tl
-from torch import Tensor
 from wsigen_kernels.compiling import launch
 from wsigen_kernels.launch import Slices, Tile, ceil_div
-from wsigen_kernels.layout import by_pixel
+from wsigen_kernels.layout import by_pixel, empty_float32, map_shape
 from wsigen_kernels.pixels_triton import image_elements, offsets, share_of
-from wsigen_kernels.upsample import map_shape
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @triton.jit
@@ -64,7 +66,7 @@ def store_moments(
     tl.store(out + C, tl.sum(m2, axis=0), mask=in_c)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["slices"])
 def moments_kernel(
     x_ptr,  # (B, P, C), pixels x_stride apart
     moments_ptr,  # (B, S, 2, C) float32
@@ -107,7 +109,7 @@ def moments(x: Tensor, phased: bool = False) -> Tensor:
     x, stride = by_pixel(x)
     batch, channels, height, width = map_shape(x, phased)
     slices, tile = Slices.of(height * width), Tile.of(channels)
-    out = x.new_empty((batch, slices.count, 2, channels), dtype=torch.float32)
+    out = empty_float32((batch, slices.count, 2, channels), x)
     launch(moments_kernel, (ceil_div(channels, tile.channels) * batch * slices.count,),
         x, out, height, width, slices.pixels, slices.count, stride,
         C=channels, PHASED=phased, BLOCK_P=tile.pixels, BLOCK_C=tile.channels,

@@ -6,12 +6,16 @@ a GPU and torch agree in every bit. See that module for the table and its readin
 
 from __future__ import annotations
 
-import torch
+from typing import TYPE_CHECKING
+
 import triton
 import triton.language as tl
-from torch import Tensor
 from wsigen_kernels.compiling import launch
 from wsigen_kernels.launch import ceil_div, on
+from wsigen_kernels.layout import empty_float32
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 _BLOCK = 512
 
@@ -64,7 +68,7 @@ def coordinate_normals(
     key: tuple[int, int], x0: Tensor, y0: Tensor, height: int, width: int, step: int, stream: int, table: Tensor
 ) -> Tensor:
     """Fill (B, 3, height, width) float32 for windows at ``x0``, ``y0`` (B,) int64 with key (low, high) word."""
-    out = torch.empty((len(x0), 3, height, width), dtype=torch.float32, device=table.device)
+    out = empty_float32((len(x0), 3, height, width), table)
     with on(table):
         launch(normals_kernel, (ceil_div(height * width, _BLOCK), len(x0)),
             x0.contiguous(), y0.contiguous(), table, out, *key, step, stream, height, width, BLOCK=_BLOCK,

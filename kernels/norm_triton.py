@@ -7,16 +7,18 @@ asks for them.
 
 from __future__ import annotations
 
-import torch
+from typing import TYPE_CHECKING
+
 import triton
 import triton.language as tl
-from torch import Tensor
 from wsigen_kernels.compiling import launch
 from wsigen_kernels.launch import Slices, Tile, ceil_div, next_power_of_2
-from wsigen_kernels.layout import DOWN, SAME, UP, by_pixel, empty_by_pixel
+from wsigen_kernels.layout import DOWN, SAME, UP, by_pixel, empty_by_pixel, empty_float32, map_shape
 from wsigen_kernels.moments_triton import load_moments
 from wsigen_kernels.pixels_triton import corner_of, image_elements, load_tile, offsets, quarter_of, share_of
-from wsigen_kernels.upsample import map_shape
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 ROWS = 6  # coefficients a channel: mean, gain, inner offset, scale of beta, shift, constant part of 1 + gamma
 _APPLY_TILES = 4  # tiles a program applies its coefficients to
@@ -157,7 +159,7 @@ def _modulated(
     return y
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["parts"])
 def apply_kernel(
     x_ptr,  # (B, P, C1)
     skip_ptr,  # (B, P, C - C1)
@@ -271,8 +273,8 @@ def normalise(
     slices, tile = Slices.of(height * width), Tile.of(channels)
     depth = channels // groups
 
-    coefficients = x.new_empty((batch, ROWS, channels), dtype=torch.float32)
-    statistics = x.new_empty((batch, groups, 2), dtype=torch.float32)
+    coefficients = empty_float32((batch, ROWS, channels), x)
+    statistics = empty_float32((batch, groups, 2), x)
     launch(coefficients_kernel, (groups, batch),
         x_moments, skip_moments, x_bias, weight, bias, scale, shift, map_bias, coefficients, statistics,
         height * width, slices.pixels, slices.count, modulation_stride, eps,

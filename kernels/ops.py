@@ -13,10 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor
 from wsigen_kernels.launch import Slices, on, padded_channels
-from wsigen_kernels.layout import empty_by_pixel
-from wsigen_kernels.upsample import map_shape
+from wsigen_kernels.layout import empty_by_pixel, map_shape
 
 _library = torch.library.Library("wsigen", "DEF")
+BODIES: dict[Any, Callable] = {}  # what each operator runs on real data
 _FORMULA = "Tensor? weight, Tensor? bias, Tensor? gamma, Tensor? beta, Tensor? scale, Tensor? shift"
 
 
@@ -27,7 +27,9 @@ def _operator(schema: str) -> Callable[[Callable], Any]:
         name = function.__name__
         _library.define(name + schema, tags=(torch.Tag.pt2_compliant_tag,))
         _library.impl(name, function, "CompositeExplicitAutograd")
-        return getattr(torch.ops.wsigen, name).default
+        operator = getattr(torch.ops.wsigen, name).default
+        BODIES[operator] = function
+        return operator
 
     return register
 

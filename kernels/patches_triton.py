@@ -8,12 +8,16 @@ its weights. Coming out, the bias is added on the way.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import triton
 import triton.language as tl
-from torch import Tensor
 from wsigen_kernels.compiling import launch
 from wsigen_kernels.launch import ceil_div, next_power_of_2, padded_channels
 from wsigen_kernels.layout import by_pixel, empty_by_pixel
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 INPUTS = 4  # images that gather_kernel concatenates, at most
 _BLOCK = 64

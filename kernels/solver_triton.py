@@ -13,13 +13,15 @@ the second a thin one for each ring around known pixels, the rest one more. Torc
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-import torch
 import triton
 import triton.language as tl
-from torch import Tensor
 from wsigen_kernels.compiling import launch
 from wsigen_kernels.launch import ceil_div, on
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 _BLOCK = 512
 _RING_BLOCK = 64  # small, since a program is idle only if no pixel of its block lies on the ring
@@ -66,16 +68,16 @@ def data_kernel(
         tl.store(data_ptr + at, tl.minimum(tl.maximum(p * x + q * output, -1.0), 1.0), mask=inside)
 
 
-@triton.jit(do_not_specialize=["gain"])
+@triton.jit(do_not_specialize=["gain", "number"])
 def ring_kernel(
     data_ptr,  # (B, 3, H, W) float32: added to
     error_ptr,  # (B, 3, H, W) float32: written on the ring
     context_ptr,  # (B, 3, H, W) float32, channels_last
     distance_ptr,  # (B, 1, H, W) uint8
     gain,
+    number,  # of the ring
     height,
     width,
-    NUMBER: tl.constexpr,  # of the ring
     DIAGONAL: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
@@ -84,7 +86,7 @@ def ring_kernel(
     pixels = height * width
     pixel = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     distance = tl.load(distance_ptr + image * pixels + pixel, mask=pixel < pixels, other=255)
-    mine = distance == NUMBER
+    mine = distance == number
     if tl.max(mine.to(tl.int32), axis=0) > 0:
         row, column = pixel // width, pixel % width
         weight = tl.zeros([BLOCK], dtype=tl.float32)
@@ -99,7 +101,7 @@ def ring_kernel(
                     inside = mine & (row + down >= 0) & (row + down < height)
                     inside = inside & (column + right >= 0) & (column + right < width)
                     near = tl.load(distance_ptr + image * pixels + there, mask=inside, other=255)
-                    inside = inside & (near < NUMBER)
+                    inside = inside & (near < number)
                     known = inside & (near == 0)
                     weight += tl.where(inside, share, 0.0)
                     red += share * _error(data_ptr, error_ptr, context_ptr, image, pixels, there, 0, inside, known)
@@ -200,7 +202,7 @@ def step(
     batch, _, height, width = x.shape
     distance, gains, diagonal = rings
     x, distance = x.contiguous(), distance.contiguous()
-    context = context.contiguous(memory_format=torch.channels_last)
+    context = context.permute(0, 2, 3, 1).contiguous()  # (B, H, W, 3)
     correct = update.corrector is not None
     e, f, g, h = update.corrector or (0.0,) * 4
     if correct and (previous is None or before is None):
@@ -210,16 +212,16 @@ def step(
         before if correct else x,
     )  # fmt: skip
     previous, older, noise, start = (None if part is None else part.contiguous() for part in optional)
-    following, data, error = torch.empty_like(x), torch.empty_like(x), torch.empty_like(x)
-    corrected = torch.empty_like(x) if correct else x
+    following, data, error = (x.new_empty(x.shape) for _ in range(3))
+    corrected = x.new_empty(x.shape) if correct else x
     pixels = height * width
     grid, ring_grid = ((ceil_div(pixels, block), batch) for block in (_BLOCK, _RING_BLOCK))
     with on(x):
         launch(data_kernel, grid, output, x, data, update.p, update.q, height, width, *output.stride(), BLOCK=_BLOCK)
         for number, gain in enumerate(gains, start=1):
             launch(ring_kernel, ring_grid,
-                data, error, context, distance, gain, height, width,
-                NUMBER=number, DIAGONAL=diagonal, BLOCK=_RING_BLOCK, num_warps=2,
+                data, error, context, distance, gain, number, height, width,
+                DIAGONAL=diagonal, BLOCK=_RING_BLOCK, num_warps=2,
             )  # fmt: skip
         launch(step_kernel, grid,
             start, context, distance, previous, older, noise, following, corrected, data,

@@ -35,9 +35,3 @@ def upsample_places(x: Tensor, phases: Tensor) -> Tensor:
     values are not used. The kernels of moments_triton and norm_triton read it where it lies, ``phased``.
     """
     return F.conv2d(x, phases, padding=1)
-
-
-def map_shape(x: Tensor, phased: bool = False) -> tuple[int, int, int, int]:
-    """Shape (B, C, H, W) of a feature map that may lie in places."""
-    batch, channels, height, width = x.shape
-    return (batch, channels // 4, 2 * (height - 1), 2 * (width - 1)) if phased else (batch, channels, height, width)

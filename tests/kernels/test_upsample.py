@@ -5,7 +5,8 @@ import torch
 import torch.nn.functional as F
 from contract import needs_triton
 from wsigen_kernels import ops
-from wsigen_kernels.upsample import map_shape, phase_weights, upsample_places
+from wsigen_kernels.layout import map_shape
+from wsigen_kernels.upsample import phase_weights, upsample_places
 
 
 def gathered(places):

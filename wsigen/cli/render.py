@@ -13,6 +13,7 @@ from click.core import ParameterSource
 
 from wsigen.choices import AUTO, DEVICES, DTYPES, LABEL_FORMATS, SAMPLERS, SLIDE_FORMATS
 from wsigen.cli.display import progress_display
+from wsigen.cli.opening import gpu_opened_beside
 from wsigen.cli.options import PATH, condition_option
 from wsigen.errors import SettingsError
 
@@ -121,17 +122,23 @@ def _render_one(
     options: dict[str, Any],
     check: Callable[[RenderPlan], None] = lambda plan: None,
 ) -> None:
-    from wsigen.rendering.job import render as run
-
     acts = {name: options.pop(name) for name in ("overwrite", "resume", "keep_canvas")}
     if only_plan:
         _show_plan(mask, out, options, check)
         return
-    with progress_display() as display:
-        display.on_check = check
-        stage = display.stage()
-        reports: dict[str, Any] = {"on_plan": stage.on_plan, "on_paint": stage.on_paint, "on_rows": stage.on_rows}
-        result = run(mask, out, **acts, **reports, **options)
+    with gpu_opened_beside(options) as opened:
+        from wsigen.rendering.job import render as run
+
+        with progress_display() as display:
+            stage = display.stage()
+
+            def on_plan(plan: RenderPlan) -> None:
+                opened()
+                stage.on_plan(plan)
+
+            display.on_check = check
+            reports: dict[str, Any] = {"on_plan": on_plan, "on_paint": stage.on_paint, "on_rows": stage.on_rows}
+            result = run(mask, out, **acts, **reports, **options)
     _report(result)
     if timings:
         for name, value in result.timings.items():
@@ -163,8 +170,6 @@ def _render_many(
     seeds: str | None,
     options: dict[str, Any],
 ) -> None:
-    from wsigen.rendering.many import MANIFEST, render_many
-
     if out is None:
         raise SettingsError("render: many slides go to a folder; name it with -o")
     if out.suffix.lower() == ".svs":
@@ -179,17 +184,21 @@ def _render_many(
         raise SettingsError("--rect: for one slide; leave it out with many")
     if only_plan:
         raise SettingsError("--plan: for one slide; a series needs as much for each, one after the other")
-    with progress_display() as display:
-        entries = render_many(
-            masks,
-            out,
-            seeds=chosen_seeds,
-            styles=chosen_styles,
-            on_plan=display.on_plan_of_many,
-            on_slide=display.on_slide,
-            on_windows=display.on_windows,
-            **options,
-        )
+    with gpu_opened_beside(options) as opened:
+        from wsigen.rendering.many import MANIFEST, render_many
+
+        opened()
+        with progress_display() as display:
+            entries = render_many(
+                masks,
+                out,
+                seeds=chosen_seeds,
+                styles=chosen_styles,
+                on_plan=display.on_plan_of_many,
+                on_slide=display.on_slide,
+                on_windows=display.on_windows,
+                **options,
+            )
     done = sum(entry.status == "done" for entry in entries)
     failed = [entry for entry in entries if entry.status == "failed"]
     click.echo(f"wrote {done} of {len(entries)} slides to {out}; {out / MANIFEST} lists them")

@@ -23,7 +23,6 @@ import torch
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from torch.utils.flop_counter import FlopCounterMode
 
 from wsigen.conditions.contract import ConditionBatch
 from wsigen.models.config import ModelConfig
@@ -70,6 +69,8 @@ def batch_cost(config: ModelConfig, window: int, batch_size: int, steps: int, ca
 
 
 def _trace(config: ModelConfig, window: int, batch_size: int, dtype: str) -> _Traced:
+    from torch.utils.flop_counter import FlopCounterMode  # late: it imports Triton
+
     kind = getattr(torch, dtype)
     with torch.device("meta"), torch.inference_mode():
         model = Denoiser.from_config(config).to(kind).eval()

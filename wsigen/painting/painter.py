@@ -18,6 +18,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -37,12 +38,12 @@ from wsigen.models.stain import StainStyle
 from wsigen.networks.denoise import denoise, model_sampler
 from wsigen.networks.denoiser import Denoiser
 from wsigen.networks.recorded import Recorded
+from wsigen.painting import early
 from wsigen.painting.rows import RowCheck, Verdict, equal_rows, rows_are_equal
 from wsigen.painting.source import SOURCES, WindowData
 from wsigen.system.cores import available_cores
 from wsigen.system.local_cache import one_process_at_a_time, recall, remember
 
-COMPILERS = 16  # processes that compile kernels, at most: a painter has some seventy
 RECORDED_STEPS = 100  # up to so many a batch is one CUDA graph; longer ones keep a GPU busy without
 
 
@@ -268,8 +269,9 @@ class Painter:
             return
         from wsigen_kernels.compiling import compile_ahead
 
-        processes = min(COMPILERS, available_cores()) if first else 0
-        compile_ahead(lambda: self._compute(*equal), self.device, processes)
+        processes = min(early.COMPILERS, available_cores()) if first else 0
+        begun = partial(early.compiled, self.model.config.name)
+        compile_ahead(lambda: self._compute(*equal), self.device, processes, begun)
         remember(_kernels_of(str(self.device)), True)
 
     def _check(self, equal: BatchTensors) -> Verdict:

@@ -17,7 +17,6 @@ from typing import Unpack
 
 from wsigen.config import RenderKeywords, RenderSettings
 from wsigen.errors import SettingsError
-from wsigen.masks.exporters import export_mask
 from wsigen.masks.slide_mask import MaskSource, MaskWindow, SlideMask, resampled_to, write_slide_mask
 from wsigen.painting.canvas import write_json
 from wsigen.painting.scheduler import Progress
@@ -141,6 +140,8 @@ class RenderJob(StageJob):
             "idle_share": 1 - progress.device_share,
         }
         if plan.labels is not None:
+            from wsigen.masks.exporters import export_mask  # late: few renders want labels, and it imports much
+
             labelled = plan.resampled_mask if plan.resamples else plan.mask
             export_mask(labelled, plan.labels, plan.config.classes, plan.labels_format, True)
         write_json(plan.record, record_data(plan, timings, self.run.ways))
