@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 import torch
 
+from wsigen.conditions.context import from_uint8, to_uint8
 from wsigen.errors import SettingsError
 from wsigen.masks.conditions import derive_conditions, read_surroundings
 from wsigen.masks.slide_mask import SlideMask
 from wsigen.models.stain_response import StainResponse
 from wsigen.networks.nasdm import NasdmModel
-from wsigen.conditions.context import from_uint8, to_uint8
 from wsigen.painting.painter import Painter, WindowJob
 from wsigen.painting.slide_worker import fixed_threads, make_painter
 
