@@ -7,6 +7,7 @@ import pytest
 
 from wsigen.errors import ModelError
 from wsigen.models.config import PRESETS, ModelConfig, UNetConfig
+from wsigen.models.registry import load_config, shipped_models
 from wsigen.models.stain import StainStyle, StyleRange
 from wsigen.models.stain_response import StainResponse
 
@@ -92,3 +93,53 @@ def test_learned_scales_are_a_range(scales):
 def test_widths_that_do_not_divide_are_named(shape, words):
     with pytest.raises(ModelError, match=words):
         UNetConfig(**shape)
+
+
+# --- conditions and architectures -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", shipped_models())
+def test_shipped_models_name_conditions_whether_or_not_their_files_do(name):
+    config = load_config(name)
+    slide, mask = ("stain", "mask", "tissue", "context"), ("density", "context")
+    assert (config.architecture, config.conditions) == ("nasdm-unet", mask if config.paints == "mask" else slide)
+    assert ModelConfig.from_json(config.to_json()) == config
+
+
+def older(config, **unet):
+    """The text of a configuration of before conditions had names."""
+    data = json.loads(config.to_json())
+    for key in ("architecture", "network", "conditions"):
+        del data[key]
+    return json.dumps({**data, "unet": {**data["unet"], **unet}})
+
+
+@pytest.mark.parametrize(
+    ("preset", "unet", "conditions"),
+    [
+        ("tiny", {"context": True, "style_dim": 6}, ("stain", "mask", "tissue", "context")),
+        ("tiny", {}, ("stain", "mask", "tissue", "context")),
+        ("tiny-mask", {"context": True, "style_dim": 0}, ("density", "context")),
+        ("nasdm-paper", {"context": False, "style_dim": 0}, ("mask", "tissue")),
+    ],
+)
+def test_an_older_configuration_takes_what_its_network_says(preset, unet, conditions):
+    config = ModelConfig.preset(preset)
+    assert ModelConfig.from_json(older(config, **unet)) == replace(config, conditions=conditions)
+
+
+def test_conditions_and_options_of_another_architecture_read_back_equal():
+    options = (("depth", 4), ("widths", (64, 128)), ("norm", "layer"))
+    config = replace(TINY, architecture="other", network=options, conditions=("mask", "organ", "context"))
+    again = ModelConfig.from_json(config.to_json())
+    assert again == config and again.conditions == ("mask", "organ", "context") and hash(again.network)
+    assert config.shape != replace(config, conditions=("mask", "context")).shape
+    assert config.shape != replace(config, network=(("depth", 5),)).shape
+    assert json.loads(json.dumps(config.shape)) == json.loads(json.dumps(again.shape))
+
+
+@pytest.mark.parametrize("conditions", [3, None, {"mask": 1}, "mask", ["mask", 1]])
+def test_conditions_that_are_no_list_are_refused_by_name(conditions):
+    text = json.dumps({**json.loads(TINY.to_json()), "conditions": conditions})
+    with pytest.raises(ModelError, match=r"somewhere\.json is not a model configuration"):
+        ModelConfig.from_json(text, "somewhere.json")
