@@ -1,7 +1,7 @@
 """How fast one forward of the denoiser is, and how near it comes to what the device can multiply.
 
 A slide costs windows x steps forwards. A forward is timed with the SPADE maps of its mask computed anew, as in
-training, and with the maps of an earlier call, as in painting (see UNet.spade_cache). The ceiling is a large bfloat16
+training, and with the maps of an earlier call, as in painting (see Denoiser.prepare). The ceiling is a large bfloat16
 matmul of random data on the same device in the same run: data sheets quote clocks that no machine holds.
 
 Variants: ``eager`` and ``compiled`` (torch.compile, dynamic=False) use torch alone; ``ours`` the Triton kernels, in as
@@ -37,11 +37,12 @@ from timing import graphed
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
-from wsigen.models.conditioning import condition_planes
 from wsigen_kernels import attention as attention_module
 from wsigen_kernels import norm as norm_module
 from wsigen_kernels.ops import register_fallbacks
 
+from wsigen.conditions.contract import ConditionBatch, TensorSpec
+from wsigen.conditions.registry import specs_of
 from wsigen.errors import WsigenError
 from wsigen.models.config import ModelConfig
 from wsigen.networks.nasdm import NasdmModel
@@ -71,34 +72,38 @@ class Timing:
 
 @dataclass(frozen=True)
 class Inputs:
-    """What NasdmModel.forward takes, in its order."""
+    """What a denoiser takes: noisy windows x (B, 3, W, W), timesteps t (B,), and what it is told."""
 
-    x: Tensor  # (B, 3, W, W)
-    t: Tensor  # (B,)
-    planes: Tensor  # (B, P, W, W)
-    context: Tensor  # (B, 3, W, W)
-    known: Tensor  # (B, 1, W, W)
-    style: Tensor  # (B, 6)
+    x: Tensor
+    t: Tensor
+    told: ConditionBatch
 
     @classmethod
     def random(cls, config: ModelConfig, batch: int, window: int, device: str, dtype: torch.dtype) -> Inputs:
-        """Noise, and a mask of random labels; the time does not depend on what the mask shows."""
-        image, count = (batch, window, window), len(config.classes)
-        classes = torch.randint(0, count + 1, image, dtype=torch.uint8, device=device)
-        edges, tissue = (torch.randint(0, 2, image, dtype=torch.uint8, device=device) for _ in range(2))
-        noise = torch.randn(batch, 10, window, window, device=device).to(dtype)
-        x, context, known = (
-            part.contiguous(memory_format=torch.channels_last)
-            for part in (noise[:, :3], noise[:, 3:6], (noise[:, 6:7] > 0).to(dtype))
-        )
-        t = torch.full((batch,), 500, device=device)
-        planes = condition_planes(classes, edges, tissue, count, dtype)
-        return cls(x, t, planes, context, known, torch.randn(batch, 6, device=device).to(dtype))
+        """Noise, and conditions of random values, 0 or 1 in planes; the time does not depend on what they show."""
 
-    @property
-    def arguments(self) -> tuple[Tensor, ...]:
-        """The arguments of a forward without a cache."""
-        return self.x, self.t, self.planes, self.context, self.known, self.style
+        def drawn(channels: int, binary: bool) -> Tensor:
+            noise = torch.randn(batch, channels, window, window, device=device)
+            noise = (noise > 0).to(dtype) if binary else noise.to(dtype)
+            return noise.contiguous(memory_format=torch.channels_last)
+
+        told = {
+            spec.name: torch.randn(batch, spec.channels, device=device).to(dtype)
+            if spec.entry == "vector"
+            else drawn(spec.channels, binary=spec.name != "context")
+            for spec in specs_of(config)
+        }
+        given = {"context": drawn(3, binary=False), "known": drawn(1, binary=True)}  # the sampler needs them anyway
+        t = torch.full((batch,), 500, device=device)
+        return cls(drawn(3, binary=False), t, ConditionBatch({**given, **told}))
+
+    def to(self, device: str) -> Inputs:
+        """The same on another device."""
+        return Inputs(self.x.to(device), self.t.to(device), self.told.map(lambda tensor: tensor.to(device)))
+
+    def forward(self, model: Callable[..., Any], specs: tuple[TensorSpec, ...]) -> Any:
+        """Call a model as training does: it prepares its conditions anew."""
+        return model(self.x, self.t, *self.told.in_order(specs))
 
 
 def load(name: str) -> NasdmModel:
@@ -119,7 +124,7 @@ def count_flops(model: NasdmModel, inputs: Inputs) -> tuple[int, int]:
     fused attention of CPUs.
     """
     meta = copy.deepcopy(model).to("meta")
-    arguments = [argument.to("meta") for argument in inputs.arguments]
+    given = inputs.to("meta")
 
     def counted(function: Callable[[], Any]) -> int:
         with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
@@ -127,8 +132,9 @@ def count_flops(model: NasdmModel, inputs: Inputs) -> tuple[int, int]:
         return counter.get_total_flops()
 
     with back_ends("torch"):
-        cache = meta.spade_cache(arguments[2])
-        return counted(lambda: meta(*arguments)), counted(lambda: meta(*arguments, cache))
+        ready = meta.prepare(given.told)
+        computed = counted(lambda: given.forward(meta, meta.specs))
+        return computed, counted(lambda: meta.predict(ready, given.x, given.t))
 
 
 @contextmanager
@@ -193,17 +199,18 @@ def prepare(variant: str, model: NasdmModel, inputs: Inputs, device: str, quick:
         register_fallbacks()
     started = time.perf_counter()
     with back_ends(name):
-        forward: Callable[..., Any] = torch.compile(model, dynamic=False) if compiles else model
-        make_maps: Callable[..., Any] = (
-            torch.compile(model.spade_cache, dynamic=False) if compiles else model.spade_cache
-        )
-        cache = model.spade_cache(inputs.planes)
+
+        def chosen(function: Callable[..., Any]) -> Callable[..., Any]:
+            return torch.compile(function, dynamic=False) if compiles else function
+
+        forward, make_maps, predict = chosen(model), chosen(model.prepare), chosen(model.predict)
+        ready = model.prepare(inputs.told)
         prepared = [
             graphed(function, device)
             for function in (
-                lambda: forward(*inputs.arguments, cache),
-                lambda: make_maps(inputs.planes),
-                *([] if compiles and quick else [lambda: forward(*inputs.arguments)]),
+                lambda: predict(ready, inputs.x, inputs.t),
+                lambda: make_maps(inputs.told),
+                *([] if compiles and quick else [lambda: inputs.forward(forward, model.specs)]),
             )
         ]
     if device == "cuda":

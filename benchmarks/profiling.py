@@ -12,18 +12,17 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import replace
 
 import click
 import torch
 from denoiser import Inputs, load
 from timing import graphed
 from torch.profiler import ProfilerActivity, profile
-from wsigen.models.conditioned import ConditionedNetwork, WindowInputs
 
 from wsigen.diffusion.guidance import is_guided
 from wsigen.diffusion.schedules import NoiseSchedule
 from wsigen.networks.denoise import denoise, model_sampler
+from wsigen.networks.guided import ToldNetwork
 from wsigen.system.devices import choose_device
 
 CONVOLUTIONS = ("fprop", "cutlass", "conv")  # in names of kernels
@@ -83,13 +82,12 @@ def main(model: str, device: str, batch: int) -> None:
     given = Inputs.random(config, batch, config.window, choice.device, number)
     schedule = NoiseSchedule.from_name(config.schedule, config.schedule_steps)
     sampler = model_sampler(config, schedule, config.num_inference_steps)
-    conditions = WindowInputs(given.planes, given.context, given.known, given.style)
-    inputs = replace(conditions, context=given.context.float(), known=given.known > 0)
+    inputs = given.told.replaced(context=given.told.context.float(), known=given.told.known > 0)
     noise = given.x.float().contiguous()
     with torch.inference_mode():
-        conditioned = ConditionedNetwork(network, conditions)
-        table("The maps", times(lambda: network.spade_cache(given.planes), choice.device))
-        table("A step", times(lambda: conditioned(given.x, 500.0), choice.device))
+        told_network = ToldNetwork(network, given.told)
+        table("The maps", times(lambda: network.prepare(given.told), choice.device))
+        table("A step", times(lambda: told_network(given.x, 500.0), choice.device))
 
         def paint() -> object:
             return denoise(network, schedule, sampler, inputs, noise)

@@ -336,7 +336,7 @@ def test_a_painter_that_guides_itself_renders_guided_in_one_call_a_step(data, pa
     result = run(*render)
     assert result.exit_code == 0 and "2 steps with guidance 1.5, seed 0" in result.output, result.output
     assert json.loads(small.with_suffix(".json").read_text())["paint"]["guidance_scale"] == 1.5
-    assert ModelConfig.load(run_folder / "model").calls_a_step() == 1
+    assert ModelConfig.load(run_folder / "model").guidance().calls == 1
 
 
 # --- reports ----------------------------------------------------------------------------------------------------------

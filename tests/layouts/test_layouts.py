@@ -1,11 +1,7 @@
-"""Layouts: from presets, pictures and masks; what they say of windows."""
-
-from dataclasses import replace
+"""Layouts: from presets, pictures and masks."""
 
 import numpy as np
 import pytest
-import torch
-from wsigen.models.layouts import density_gains, layout_planes
 
 from wsigen.choices import LAYOUT_PRESETS
 from wsigen.errors import MaskError, SettingsError
@@ -14,7 +10,7 @@ from wsigen.layouts.layout import CELL, Layout, parse_more
 from wsigen.layouts.regions import layout_of_mask
 from wsigen.masks.demo.mask import write_demo_mask
 from wsigen.masks.slide_mask import SlideMask
-from wsigen.models.config import LIZARD_CLASSES, ModelConfig
+from wsigen.models.config import LIZARD_CLASSES
 from wsigen.painting.grid import WindowGrid
 from wsigen.painting.occupancy import survey_layout
 
@@ -76,35 +72,6 @@ def test_a_layout_is_read_back_from_its_file(mixed, tmp_path):
     (tmp_path / "other.tif").write_bytes(b"no")
     with pytest.raises(MaskError, match="is no layout"):
         Layout.open(tmp_path / "other.tif")
-
-
-def test_the_network_sees_one_layout_whatever_the_window(mixed):
-    """Windows interpolate the same values at the same pixels; the tissue plane agrees with them."""
-    corners = [(0, 0), (40, 24), (-8, 1000)]
-    seen = []
-    for x, y in corners:
-        cells = torch.from_numpy(mixed.read(x, y, 128, 128).cells)[None]
-        seen.append(layout_planes(cells, torch.tensor([[x, y]]), 128)[0][0].numpy())
-    assert np.allclose(seen[0][:, 24:, 40:], seen[1][:, :-24, :-40], atol=1e-6)
-    assert (seen[1][-1] == 1).all()
-    glass = seen[1][6] > 0.5
-    assert np.array_equal(mixed.tissue(40, 24, 128, 128) == 0, glass)
-
-
-def test_a_model_that_paints_too_little_is_asked_for_more(mixed):
-    """Half the nuclei of a class: twice its density is asked for; regions and other classes stay."""
-    x, y = 1500, 400
-    cells, corner = torch.from_numpy(mixed.read(x, y, 128, 128).cells)[None], torch.tensor([[x, y]])
-    gains = density_gains((1.0, 1.0, 0.5, 1.0, 1.0, 1.0), cells.device)
-    plain, glass = layout_planes(cells, corner, 128)
-    asked, same_glass = layout_planes(cells, corner, 128, gains=gains)
-    assert plain[0, 2].max() > 0.1
-    torch.testing.assert_close(asked[0, 2].square(), 2 * plain[0, 2].square().clamp(max=0.5))
-    others = [channel for channel in range(plain.shape[1]) if channel != 2]
-    assert torch.equal(asked[:, others], plain[:, others]) and torch.equal(glass, same_glass)
-    assert density_gains((), cells.device) is None
-    config = replace(ModelConfig.preset("tiny-mask"), response=(1.0, 0.9, 0.5, 1.0, 1.0, 1.0))
-    assert ModelConfig.from_json(config.to_json()) == config
 
 
 def test_glass_windows_are_known_beforehand(mixed):

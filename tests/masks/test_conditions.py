@@ -1,18 +1,22 @@
 """Condition planes are local: a window's planes equal that part of the slide's, whatever window asks."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 from scipy.ndimage import distance_transform_edt
-from wsigen.models.conditioning import derive_conditions as derive_with_torch
 
+from wsigen.conditions import mask as torch_mask
+from wsigen.conditions.contract import WindowBatch
+from wsigen.conditions.registry import conditions_of
 from wsigen.masks.conditions import derive_conditions, instance_edges, read_conditions, read_surroundings
 from wsigen.masks.demo.mask import demo_mask
 from wsigen.masks.slide_mask import SlideMask, resampled_to, write_slide_mask
 from wsigen.masks.window import MaskWindow
+from wsigen.models.config import ModelConfig
 
 WIDTH, HEIGHT = 640, 560
-AROUND = ("classes", "labels", "tissue")
 PLANES = ("classes", "edges", "tissue", "glass")
 
 
@@ -58,9 +62,17 @@ def test_torch_derives_the_same_and_glass_is_told_without(mask):
     corners = rng.integers(-60, 560, (12, 2)).tolist()
     around = [read_surroundings(mask, x, y, 70, 50, 0.5) for x, y in corners]
     expected = [derive_conditions(one) for one in around]
-    planes = (torch.from_numpy(np.stack([getattr(one, name) for one in around])) for name in AROUND)
-    for name, got in zip(PLANES, derive_with_torch(*planes), strict=True):
-        assert np.array_equal(got.numpy(), np.stack([getattr(one, name) for one in expected])), name
+    arrays = {name: torch.from_numpy(np.stack([one.arrays[name] for one in around])) for name in around[0].arrays}
+    wanted = {name: np.stack([getattr(one, name) for one in expected]) for name in PLANES}
+    assert np.array_equal(torch_mask.instance_edges(arrays["labels"]).numpy(), wanted["edges"])
+    windows = WindowBatch(arrays, torch.tensor(corners), 70, torch.float32)
+    of_mask, of_tissue = conditions_of(replace(ModelConfig.preset("tiny"), conditions=("mask", "tissue")))
+    (told,), (tissue,) = of_mask.of_windows(windows).values(), of_tissue.of_windows(windows).values()
+    assert np.array_equal(told[:, -1].numpy(), wanted["edges"])
+    for index in range(6):
+        assert np.array_equal(told[:, index].numpy(), wanted["classes"] == index + 1)
+    assert np.array_equal(tissue[:, 0].numpy(), np.where(wanted["tissue"] == 255, 0.5, wanted["tissue"]))
+    assert of_mask.glass(windows) is None and np.array_equal(of_tissue.glass(windows).numpy(), wanted["glass"])
     parts = [(slice(0, 50), slice(0, 70)), (slice(5, 20), slice(60, 70)), (slice(-6, None), slice(0, 1))]
     for one, planes in zip(around, expected, strict=True):
         assert [one.is_glass(part) for part in parts] == [bool(planes.glass[part].all()) for part in parts]

@@ -243,7 +243,7 @@ def test_a_finished_canvas_is_not_painted_again(painted, spec):
 
 def test_run_record_names_what_decides_the_pixels_and_no_paths(spec):
     record = run_record(spec, "m1", "w1")
-    moved = replace(spec, mask="/elsewhere/mask.tif", model="/elsewhere/model")
+    moved = replace(spec, source="/elsewhere/mask.tif", model="/elsewhere/model")
     assert run_record(moved, "m1", "w1") == record
     for other in (
         run_record(replace(spec, seed=8), "m1", "w1"),
@@ -279,7 +279,7 @@ def test_a_worker_that_would_paint_otherwise_is_refused(spec, tmp_path):
         process_worker.slide_worker(replace(job, environment='{"torch": "0.0"}')),
     ):
         pass
-    elsewhere = replace(job, spec=replace(spec, mask="/elsewhere/mask.tif"))
+    elsewhere = replace(job, spec=replace(spec, source="/elsewhere/mask.tif"))
     with (
         pytest.raises(StoreError, match=r"10\.0\.0\.1.*cannot see /elsewhere/mask\.tif"),
         process_worker.slide_worker(elsewhere),

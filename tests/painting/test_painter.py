@@ -101,6 +101,15 @@ def test_context_style_mask_and_seed_all_matter(spec, model, painter, job_at):
         assert np.array_equal(make_painter(replace(spec, guidance_scale=1.0), model).paint([job_at(8, 8)]), plain)
 
 
+def what_is_told(painter, jobs):
+    """What the network is told of the jobs."""
+    seen, prepare = [], painter.model.prepare
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(painter.model, "prepare", lambda told: seen.append(told) or prepare(told))
+        painter.paint(jobs)
+    return seen[-1]
+
+
 def test_the_network_is_told_what_yields_the_stain_that_is_asked_for(spec, model, job_at):
     """The response says: half of every number is painted. So a network is told twice as much as is asked for."""
     limits = model.config.style_range
@@ -112,7 +121,9 @@ def test_the_network_is_told_what_yields_the_stain_that_is_asked_for(spec, model
     with fixed_threads():
         with_response = make_painter(replace(spec, style=replace(spec.style, vector=tuple(asked))), follows)
         without = make_painter(replace(spec, style=replace(spec.style, vector=tuple(twice))), model)
-        torch.testing.assert_close(with_response.style, without.style, atol=0.03, rtol=0)
+        told = [what_is_told(painter, [job_at(8, 8)])["stain"] for painter in (with_response, without)]
+        assert told[0].shape == (spec.batch_size, 6) and told[0].abs().min() > 1
+        torch.testing.assert_close(*told, atol=0.03, rtol=0)
         same = make_painter(replace(spec, style=replace(spec.style, vector=tuple(asked))), model)
         assert not np.array_equal(with_response.paint([job_at(8, 8)]), same.paint([job_at(8, 8)]))
 

@@ -10,16 +10,18 @@ import pyvips
 import torch
 from short_run import SHORT
 
+from wsigen.conditions.density import CUT, MARGIN, drawn_layout
+from wsigen.conditions.registry import conditions_of, specs_of
 from wsigen.errors import SettingsError
 from wsigen.layouts.decoding import Decoder
 from wsigen.layouts.layout import CELL, DENSITY_SCALE
 from wsigen.layouts.mask_code import MaskCode
-from wsigen.models.config import LIZARD_CLASSES
+from wsigen.models.config import LIZARD_CLASSES, PRESETS
 from wsigen.networks.nasdm import NasdmModel
 from wsigen.training.data import manifest as manifests
-from wsigen.training.layouts import CODE, CUT, MARGIN, MARKS, MaskBank, drawn_layout, measured_limits
+from wsigen.training.layouts import MaskBank, measured_limits
 from wsigen.training.loop import train
-from wsigen.training.masking import MaskCorruptor
+from wsigen.training.masking import mask_corruptor
 from wsigen.training.prepare import prepare
 from wsigen.training.settings import Phase
 
@@ -61,7 +63,8 @@ def test_a_mask_model_is_trained_and_read_back(data, tmp_path):
     with (tmp_path / "log.csv").open(newline="") as file:
         assert all(math.isfinite(float(row["loss"])) for row in csv.DictReader(file))
     config = NasdmModel.from_pretrained(tmp_path / "model").config
-    assert config.paints == "mask" and config.condition_planes == 11 and config.classes == LIZARD_CLASSES
+    assert sum(spec.channels for spec in specs_of(config) if spec.entry == "planes") == 11
+    assert config.paints == "mask" and config.conditions == ("density", "context") and config.classes == LIZARD_CLASSES
     assert config.limits[1].least_area == config.limits[1].most_area == 145
     assert (tmp_path / "samples" / "step-000004.png").is_file()
 
@@ -76,9 +79,10 @@ def test_painters_are_not_trained_as_mask_models(data, tmp_path):
 def test_crops_are_decodable_masks_whatever_their_turn(bank):
     crops = bank.sample(128, 6, generator())
     decoder = Decoder(MaskCode.of(LIZARD_CLASSES))
-    for planes in crops.planes[:, :, MARGIN:-MARGIN, MARGIN:-MARGIN]:
-        decoded = decoder(planes[CODE].permute(1, 2, 0).numpy())
-        middles = (planes[MARKS] & (CUT - 1)).numpy()
+    inner = (slice(None), slice(MARGIN, -MARGIN), slice(MARGIN, -MARGIN))
+    for picture, marks in zip(crops.picture[:, :, MARGIN:-MARGIN, MARGIN:-MARGIN], crops["marks"][inner], strict=True):
+        decoded = decoder(picture.permute(1, 2, 0).numpy())
+        middles = (marks & (CUT - 1)).numpy()
         assert set(decoded.kind) <= {2, 3}
         assert (decoded.classes[middles > 0] == middles[middles > 0]).all()
         assert len(decoded.kind) == pytest.approx((middles > 0).sum(), abs=14)  # those that the crop cuts
@@ -87,8 +91,8 @@ def test_crops_are_decodable_masks_whatever_their_turn(bank):
 def test_layouts_tell_the_density_of_nuclei_though_pictures_end(bank):
     """One nucleus in 400 px is 2.56 a cell; blurring and unknown margins must not lower that."""
     crops = bank.sample(64, 8, generator(1))
-    layout = drawn_layout(crops.planes, 6, (3, 3), generator(2))
-    assert layout.shape == (8, 11, 64, 64)
+    layout = drawn_layout(crops["marks"], crops["zones"], 6, (3, 3), generator(2))
+    assert layout.shape == (8, 10, 64, 64)
     density = (layout[:, :6].double() * 255 / DENSITY_SCALE).square()
     assert density.sum(1).mean().item() == pytest.approx(CELL * CELL / 400, rel=0.1)
     assert (density[:, [0, 3, 4, 5]] < 0.01).all()
@@ -97,16 +101,18 @@ def test_layouts_tell_the_density_of_nuclei_though_pictures_end(bank):
 
 def test_batches_keep_context_and_forget_layouts_as_told(bank):
     settings = replace(SETTINGS, condition=replace(SETTINGS.condition, drop=1.0))
-    batch = MaskCorruptor(6, settings)(bank.sample(64, 8, generator(3)), generator(4))
-    assert not batch.planes.any()
-    assert torch.equal(batch.context, batch.x0 * batch.known) and 0 < batch.known.mean() < 1
+    batch = mask_corruptor(conditions_of(PRESETS["tiny-mask"]), bank, settings)(
+        bank.sample(64, 8, generator(3)), generator(4)
+    )
+    assert not batch.told["density"].any() and not batch.told["present"].any()
+    assert torch.equal(batch.told.context, batch.x0 * batch.known) and 0 < batch.known.mean() < 1
     assert batch.ignored is not None and batch.ignored.shape == (8, 1, 64, 64)
 
 
 def test_nuclei_that_a_border_cuts_teach_nothing(bank):
-    crops = bank.sample(64, 32, generator(5)).planes
-    cut = crops[:, MARKS] >= CUT
-    assert cut.any() and (crops[:, 0][cut] >= 128).all()
+    crops = bank.sample(64, 32, generator(5))
+    cut = crops["marks"] >= CUT
+    assert cut.any() and (crops["red"][cut] >= 128).all()
 
 
 def test_limits_are_those_of_the_nuclei():

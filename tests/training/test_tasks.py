@@ -3,18 +3,20 @@
 import csv
 import math
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import pyvips
 import torch
 from short_run import SHORT
-from wsigen.models.conditioning import tell_guidance
 
+from wsigen.conditions.guidance import null_batch, say_scale
 from wsigen.diffusion.gaussian import q_sample, to_x0, training_target
 from wsigen.diffusion.samplers import make_sampler
 from wsigen.diffusion.schedules import NoiseSchedule
 from wsigen.errors import DataError, ModelError, SettingsError
+from wsigen.networks.denoiser import Prediction
 from wsigen.networks.measuring import FeatureNetwork, SegmentationNetwork
 from wsigen.networks.nasdm import NasdmModel
 from wsigen.training.appearance import gaussian_blur
@@ -186,7 +188,7 @@ def test_a_painter_that_guides_itself_is_written(data, painter, tmp_path):
     distill = DistillSettings(guidance_scale=1.5, guided_scales=(1.0, 3.0))
     quietly(replace(SHORT, task="guidance", initial_model=painter, distill=distill), data, tmp_path)
     config, before = (NasdmModel.from_pretrained(folder).config for folder in (tmp_path / "model", painter))
-    assert (config.guidance_scale, config.guided_scales) == (1.5, (1.0, 3.0)) and config.calls_a_step() == 1
+    assert (config.guidance_scale, config.guided_scales) == (1.5, (1.0, 3.0)) and config.guidance().calls == 1
     assert config == replace(before, guidance_scale=1.5, guided_scales=(1.0, 3.0))
 
 
@@ -197,7 +199,8 @@ def test_what_is_learned_is_the_guided_teacher_or_the_pictures(data, painter, tm
     x = q_sample(trainer.schedule, batch.clean.x0, batch.t, batch.noise)
     unknown = (batch.clean.known == 0).expand_as(x)
     seen = training_target("v", trainer.schedule, batch.clean.x0, batch.t, batch.noise)
-    given, null = (trainer.teach(batch.clean, x, batch.t, p) for p in (batch.clean.planes, 0 * batch.clean.planes))
+    nothing = null_batch(trainer.teacher.conditions, batch.clean.told)
+    given, null = (trainer.teach(told, x, batch.t) for told in (batch.clean.told, nothing))
     guided = null + batch.scale[:, None, None, None] * (given - null)
     target = trainer.target(batch, x)
     torch.testing.assert_close(target[unknown], (guided + share * (seen - given))[unknown], atol=1e-4, rtol=0)
@@ -215,7 +218,7 @@ def test_a_painter_that_guides_itself_teaches_what_it_paints(data, painter, tmp_
     trainer = ConsistencyTrainer(settings, data, tmp_path / "second", Process(0, 1, torch.device("cpu")), False)
     batch = trainer.draw(trainer.bank, 32, 4, torch.Generator().manual_seed(0))
     x = q_sample(trainer.schedule, batch.clean.x0, batch.t, batch.noise)
-    told = trainer.teach(batch.clean, x, batch.t, tell_guidance(batch.clean.planes, 1.5))
+    told = trainer.teach(say_scale(batch.clean.told, 1.5), x, batch.t)
     data_of = to_x0("v", told, x, batch.t, trainer.schedule).clamp(-1, 1)
     expected = torch.where(batch.clean.known > 0, batch.clean.x0, data_of)
     assert torch.equal(trainer.teacher_data(batch.clean, x, batch.t), expected)
@@ -289,7 +292,11 @@ def test_a_network_that_is_consistent_already_has_no_loss(trainer):
         alpha, sigma = (level[:, None, None, None] for level in (schedule.alpha(t), schedule.sigma(t)))
         return (alpha * x - batch.clean.x0) / sigma
 
-    trainer.teacher = knows
+    trainer.teacher = SimpleNamespace(
+        prepare=lambda told: told,
+        predict=lambda told, x, t: Prediction(knows(x, t)),
+        conditions=trainer.teacher.conditions,
+    )
     right, _ = trainer.losses(knows, batch)
     wrong, _ = trainer.losses(lambda x, t, *_: torch.zeros_like(x), batch)
     assert right.max() < 1e-2 < wrong.mean()

@@ -13,25 +13,20 @@ import pytest
 import pyvips
 import torch
 
+from wsigen.conditions.context import context_mask
+from wsigen.conditions.registry import conditions_of
+from wsigen.conditions.settings import AugmentSettings, ConditionSettings, ContextSettings
 from wsigen.errors import DataError, SettingsError
 from wsigen.models.config import PRESETS, ModelConfig
-from wsigen.models.stain import StyleRange
 from wsigen.models.stain_response import StainResponse
 from wsigen.networks.nasdm import NasdmModel
-from wsigen.training.corrupt import Corruptor, context_mask
+from wsigen.training.corrupt import slide_corruptor
 from wsigen.training.data import manifest as folder_format
 from wsigen.training.denoising import pixel_weights
 from wsigen.training.loop import train
 from wsigen.training.patches import PRESENT_PIXELS, PatchBank
 from wsigen.training.prepare import prepare
-from wsigen.training.settings import (
-    AugmentSettings,
-    ConditionSettings,
-    ContextSettings,
-    Phase,
-    TrainSettings,
-    load_settings,
-)
+from wsigen.training.settings import Phase, TrainSettings, load_settings
 
 CPU = torch.device("cpu")
 SIDE = 160
@@ -346,7 +341,7 @@ def test_crops_lie_inside_available_pixels(data):
         crop = labels[image][y : y + 32, x : x + 32]
         assert crop.shape == (32, 32) and not (crop == 255).any()
     assert table.x.max() + 32 > 130 - SETTINGS.crop_stride  # and reach up to the unavailable strip
-    assert bank.sample(32, 64, seeded()).planes[:, :3].amin() >= 90  # unavailable pixels are stored black
+    assert bank.sample(32, 64, seeded()).picture.amin() >= 90  # unavailable pixels are stored black
 
 
 def test_a_window_that_fits_nowhere_is_refused(data):
@@ -371,7 +366,7 @@ def test_turns_are_the_eight_symmetries_of_the_square(data):
 
 def test_crops_of_rare_classes_are_drawn_more_often(data):
     def share(bank):
-        classes = bank.sample(32, 600, seeded(2)).planes[:, 3]
+        classes = bank.sample(32, 600, seeded(2))["classes"]
         return ((classes == RARE).sum(dim=(1, 2)) >= PRESENT_PIXELS).float().mean().item()
 
     plain, weighted = share(bank_of(data)), share(bank_of(data, rare_class_weight=(50.0,)))
@@ -413,7 +408,7 @@ def kinds(mask):
 
 def test_contexts_come_in_their_shares():
     settings = ContextSettings(none=0.4, horizontal=0.3, vertical=0.2, ring=0.1, strips=0.0)
-    mask = context_mask(6000, 32, settings, seeded(), CPU)
+    mask = context_mask(6000, 32, settings, seeded())
     assert mask.shape == (6000, 1, 32, 32) and mask.dtype == torch.bool
     expected = {"none": 0.4, "horizontal": 0.3, "vertical": 0.2, "ring": 0.1}
     assert kinds(mask) == pytest.approx(expected, abs=0.025)
@@ -421,7 +416,7 @@ def test_contexts_come_in_their_shares():
 
 def test_strips_may_lie_on_any_sides():
     settings = ContextSettings(none=0, horizontal=0, vertical=0, ring=0, strips=1)
-    mask = context_mask(4000, 64, settings, seeded(), CPU)[:, 0]
+    mask = context_mask(4000, 64, settings, seeded())[:, 0]
     sides = torch.stack([mask[:, 32, 0], mask[:, 32, -1], mask[:, 0, 32], mask[:, -1, 32]], 1).long()
     assert len(sides.unique(dim=0)) == 16
     assert sides.float().mean(0).tolist() == pytest.approx([0.5] * 4, abs=0.05)
@@ -429,27 +424,29 @@ def test_strips_may_lie_on_any_sides():
 
 def test_every_second_context_has_the_usual_overlap():
     settings = ContextSettings(none=0, horizontal=1, vertical=0, ring=0, strips=0, usual_overlap=32)
-    widths = context_mask(400, 256, settings, seeded(), CPU)[:, 0, 0, :128].sum(1)
+    widths = context_mask(400, 256, settings, seeded())[:, 0, 0, :128].sum(1)
     assert not (widths % 8).any() and widths.min() >= 8 and widths.max() <= 96
     assert (widths == 32).float().mean().item() == pytest.approx(0.5 + 0.5 / 12, abs=0.08)
 
 
 def batch_of(data, context=None, condition=None, augment=None):
     bank = bank_of(data)
-    _, raw, glass = bank.style_tensors(StyleRange())
     still = AugmentSettings(overall=0.0, channel=0.0, style_noise=0.0)
-    corrupt = Corruptor(
-        6, raw, glass, StyleRange(), context or ContextSettings(), condition or ConditionSettings(), augment or still
+    settings = replace(
+        SETTINGS,
+        context=context or ContextSettings(),
+        condition=condition or ConditionSettings(),
+        augment=augment or still,
     )
     crops = bank.sample(32, 200, seeded(3))
-    return crops, corrupt(crops, seeded(4))
+    return crops, slide_corruptor(conditions_of(PRESETS["tiny"]), bank, settings)(crops, seeded(4))
 
 
 def test_known_pixels_show_the_context_and_unknown_ones_the_picture(data):
     crops, batch = batch_of(data)
-    assert torch.equal(batch.context, batch.x0 * batch.known)
+    assert torch.equal(batch.told.context, batch.x0 * batch.known)
     unknown = (batch.known == 0).expand_as(batch.x0)
-    picture = crops.planes[:, :3].float() / 127.5 - 1
+    picture = crops.picture.float() / 127.5 - 1
     torch.testing.assert_close(batch.x0[unknown], picture[unknown], rtol=0, atol=1e-4)
     assert not torch.equal(batch.x0[~unknown], picture[~unknown])
     assert batch.x0.abs().max() <= 1
@@ -458,7 +455,7 @@ def test_known_pixels_show_the_context_and_unknown_ones_the_picture(data):
 def test_pinned_glass_is_known_and_white(data):
     nothing = ContextSettings(none=1, horizontal=0, vertical=0, ring=0, strips=0)
     crops, batch = batch_of(data, nothing, ConditionSettings(pin_glass=1.0))
-    glass = crops.planes[:, 7:8] > 0
+    glass = crops["glass"][:, None] > 0
     assert glass.any() and torch.equal(batch.known > 0, glass)
     pinned = (batch.x0[glass.expand_as(batch.x0)] + 1) * 127.5
     assert pinned.amin() >= 238 and pinned.amax() <= 246
@@ -466,10 +463,12 @@ def test_pinned_glass_is_known_and_white(data):
 
 def test_conditions_are_dropped_in_their_share(data):
     _, batch = batch_of(data, condition=ConditionSettings(drop=0.5, tissue_unknown=0.25, tissue_derived=0.0))
-    present = batch.planes[:, -1].amax(dim=(1, 2))
+    present = batch.told["present"].amax(dim=(1, 2, 3))
     assert present.mean().item() == pytest.approx(0.5, abs=0.12)
-    assert not batch.planes[present == 0].any()
-    kept = batch.planes[present == 1][:, -2]
+    for name in ("mask", "tissue"):
+        assert not batch.told[name][present == 0].any()
+    assert batch.told["stain"].any(1).all(), "the style is told to all"
+    kept = batch.told["tissue"][present == 1][:, 0]
     assert (kept == 0.5).all(dim=2).all(dim=1).float().mean().item() == pytest.approx(0.25, abs=0.15)
 
 
@@ -479,5 +478,5 @@ def test_stain_jitter_moves_pixels_and_style_together(data):
         data, condition=ConditionSettings(pin_glass=0), augment=AugmentSettings(overall=0.3, channel=0.0, style_noise=0)
     )[1]
     brightness = (darker.x0 - plain.x0).mean(dim=(1, 2, 3))
-    density = (darker.style - plain.style)[:, :3].mean(1)
+    density = (darker.told["stain"] - plain.told["stain"])[:, :3].mean(1)
     assert torch.corrcoef(torch.stack([brightness, density]))[0, 1] < -0.8

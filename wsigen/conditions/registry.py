@@ -34,8 +34,9 @@ def _class_of(name: str) -> type[Condition]:
         return getattr(import_module(module), attribute)
     for entry in entry_points(group=GROUP, name=name):
         return entry.load()
+    known = [*CONDITIONS, *sorted(entry.name for entry in entry_points(group=GROUP))]
     raise ModelError(
-        f"condition {name!r}: unknown; there are {', '.join(CONDITIONS)}. Another one comes with the package that "
+        f"condition {name!r}: unknown; there are {', '.join(known)}. Another one comes with the package that "
         f"brought it, as an entry point of {GROUP!r}"
     )
 

@@ -215,7 +215,7 @@ class ModelConfig:
             data["unet"] = UNetConfig(**shape)
             data["network"] = tuple(_of_lists(data.get("network", {})).items())
             if "conditions" in data:
-                data["conditions"] = tuple(map(str, data["conditions"]))
+                data["conditions"] = _names(data["conditions"])
             else:  # of a model of an older version, whose network said what it takes
                 data["conditions"] = _older_conditions(data.get("paints", "slide"), bool(context), bool(style))
             data["style_range"] = StyleRange.from_config(data["style_range"])
@@ -250,6 +250,13 @@ class ModelConfig:
 def _of_lists(data: dict[str, Any]) -> dict[str, Any]:
     """A JSON object whose lists are tuples, so that they have a hash."""
     return {key: tuple(value) if isinstance(value, list) else value for key, value in data.items()}
+
+
+def _names(value: Any) -> tuple[str, ...]:
+    """A JSON list of texts."""
+    if not isinstance(value, list) or not all(isinstance(name, str) for name in value):
+        raise TypeError(f"conditions {value!r}: must be a list of names")
+    return tuple(value)
 
 
 def _older_conditions(paints: str, context: bool, style: bool) -> tuple[str, ...]:

@@ -87,6 +87,10 @@ class MeasuringNetwork(nn.Module):
         super().__init__()
         self.config = config
 
+    def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
+        """Parameters by how training treats them: all alike."""
+        return {"others": list(self.parameters())}
+
     @classmethod
     def from_pretrained(cls: type[Network], name_or_path: str | Path) -> Network:
         """Load a network that ships, by name, or any by its folder: float32, in evaluation mode. Raises ModelError."""

@@ -14,13 +14,15 @@ import torch
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")  # read when the kernels are imported, which is lazy
 
-from wsigen.models.conditioned import ConditionedNetwork, WindowInputs
-from wsigen.models.conditioning import condition_planes
+from random_told import told_for
 
+from wsigen.conditions.contract import ConditionBatch
 from wsigen.diffusion.samplers import make_sampler
 from wsigen.diffusion.schedules import NoiseSchedule
 from wsigen.models.config import ModelConfig
+from wsigen.networks import unet_fused
 from wsigen.networks.denoise import denoise
+from wsigen.networks.guided import ToldNetwork
 from wsigen.networks.recorded import Recorded
 
 DEVICE, DTYPE = ("cuda", torch.bfloat16) if torch.cuda.is_available() else ("cpu", torch.float32)
@@ -50,23 +52,16 @@ def model(lively):
 
 
 def inputs_for(config, side=16, batch=2):
-    generator = torch.Generator().manual_seed(3)
-
-    def randn(*shape):
-        return torch.randn(shape, generator=generator).to(DEVICE)
-
-    classes = torch.randint(0, 7, (batch, side, side), generator=generator).byte().to(DEVICE)
-    edges = torch.randint(0, 2, (batch, side, side), generator=generator).byte().to(DEVICE)
-    planes = condition_planes(classes, edges, torch.ones_like(edges), len(config.classes))
-    known = (randn(batch, 1, side, side) > 0.5).float()
-    context = randn(batch, 3, side, side).clamp(-1, 1) * known
-    t = torch.tensor([17.5, 903.0], device=DEVICE)
-    return randn(batch, 3, side, side), t, planes, context, known, randn(batch, 6)
+    """A noisy window, timesteps, and what the network is told."""
+    x = torch.randn((batch, 3, side, side), generator=torch.Generator().manual_seed(3)).to(DEVICE)
+    told = told_for(config, side, batch, known_share=0.5, device=DEVICE)
+    return x, torch.tensor([17.5, 903.0], device=DEVICE), told
 
 
-def run(model, inputs, dtype=DTYPE, **more):
+def run(model, inputs, dtype=DTYPE):
+    x, t, told = inputs
     with torch.inference_mode():
-        return model.to(dtype)(*(part if part.ndim == 1 else part.to(dtype) for part in inputs), **more).float()
+        return model.to(dtype)(x.to(dtype), t, *told.to(dtype).in_order(model.specs)).float()
 
 
 def assert_as_close(got, plain, exact):
@@ -87,23 +82,22 @@ def test_the_fused_network_is_the_network(model, choose):
     got = run(model, inputs)
     assert not torch.equal(got, plain)  # it did take the other path
     assert_as_close(got, plain, exact)
+    x, t, told = inputs
     with torch.inference_mode():
-        cache = model.spade_cache(inputs[2].to(DTYPE))
-    assert isinstance(cache, fused.Cache) and torch.equal(run(model, inputs, cache=cache), got)
-    choose("torch")
-    with torch.inference_mode():
-        maps = model.spade_cache(inputs[2].to(DTYPE))
-    choose("triton")
-    assert_as_close(run(model, inputs, cache=maps), plain, exact)  # a cache says which path it is for
+        prepared = model.prepare(told.to(DTYPE))
+        assert isinstance(prepared.maps, unet_fused.Cache)
+        assert torch.equal(model.predict(prepared, x.to(DTYPE), t).mean.float(), got)
+        choose("torch")
+        by_plain_path = model.prepare(told.to(DTYPE))
+        choose("triton")  # what is prepared says which path it is for
+        assert_as_close(model.predict(by_plain_path, x.to(DTYPE), t).mean.float(), plain, exact)
 
 
 def test_a_mask_model_of_large_patches_is_fused_too(lively, choose):
     tiny = ModelConfig.preset("tiny-mask")
     config = replace(tiny, unet=replace(tiny.unet, norm_groups=2, patch=4))
     model = lively(config).to(DEVICE).to(memory_format=torch.channels_last)
-    noise, t, _, context, known, style = inputs_for(config)
-    planes = torch.rand(2, config.condition_planes, 16, 16, device=DEVICE).to(memory_format=torch.channels_last)
-    inputs = (noise, t, planes, context, known, style)
+    inputs = inputs_for(config)
     choose("torch")
     exact, plain = run(model, inputs, torch.float32), run(model, inputs)
     choose("triton")
@@ -113,11 +107,10 @@ def test_a_mask_model_of_large_patches_is_fused_too(lively, choose):
 
 
 def painted(model, inputs, dtype=DTYPE):
-    noise, _, planes, context, known, style = inputs
+    noise, _, told = inputs
     config = model.config
     schedule = NoiseSchedule.from_name(config.schedule, config.schedule_steps)
-    given = WindowInputs(planes, context, known, style)
-    return denoise(model.to(dtype), schedule, make_sampler("dpm++2m", schedule, 2), given, noise)
+    return denoise(model.to(dtype), schedule, make_sampler("dpm++2m", schedule, 2), told, noise)
 
 
 def test_the_same_pixels_are_painted(model, choose):
@@ -127,31 +120,33 @@ def test_the_same_pixels_are_painted(model, choose):
     choose("triton")
     got = painted(model, inputs)
     assert_as_close(got, plain, exact)
-    known = inputs[4].bool().expand_as(got)
-    assert torch.equal(got[known], inputs[3][known])
+    told = inputs[-1]
+    known = told.known.bool().expand_as(got)
+    assert torch.equal(got[known], told.context[known])
 
 
 def test_gradients_and_unserved_formats_take_the_plain_path(model, choose, monkeypatch):
     choose("triton")
     unet, x = model.to(torch.float32).unet, torch.zeros(1, 3, 8, 8, device=DEVICE)
     with torch.no_grad():
-        assert fused.serves(unet, x) and not fused.serves(unet, x.half())
+        assert unet_fused.serves(unet, x) and not unet_fused.serves(unet, x.half())
         monkeypatch.setattr("wsigen_kernels.norm.ANY_DEVICE", False)
-        assert not fused.serves(unet, x) and fused.serves(unet.half(), x.half()) == (DEVICE == "cuda")
+        assert not unet_fused.serves(unet, x) and unet_fused.serves(unet.half(), x.half()) == (DEVICE == "cuda")
     monkeypatch.setattr("wsigen_kernels.norm.ANY_DEVICE", True)
     with torch.enable_grad():
-        assert not fused.serves(unet.float(), x)
+        assert not unet_fused.serves(unet.float(), x)
 
 
 def test_conditions_are_given_once(model):
     model = model.to(DTYPE)
     for side in (16, 8):
-        x, _, planes, context, known, style = (part.to(DTYPE) for part in inputs_for(model.config, side))
+        noise, _, given = inputs_for(model.config, side)
+        x, told = noise.to(DTYPE), given.to(DTYPE)
         with torch.inference_mode():
-            network = ConditionedNetwork(model, WindowInputs(planes, context, known, style))
+            network = ToldNetwork(model, told)
             for timestep in (903.0, 17.5):
                 t = torch.full((2,), timestep, device=DEVICE)
-                assert torch.equal(network(x, timestep), model(x, t, planes, context, known, style))
+                assert torch.equal(network(x, timestep).mean, model(x, t, *told.in_order(model.specs)))
 
 
 @pytest.mark.skipif(DEVICE == "cpu", reason="CUDA graphs need a CUDA device")
@@ -159,11 +154,15 @@ def test_recorded_work_is_the_work(model):
     """It repeats itself, follows new values, and is recorded anew for another shape."""
     model = model.to(DTYPE)
 
-    def work(*inputs):
-        return painted(model, inputs).to(DTYPE)
+    names = list(told_for(model.config, 8))
+
+    def work(noise, *tensors):
+        told = ConditionBatch(dict(zip(names, tensors, strict=True)))
+        return painted(model, (noise, None, told)).to(DTYPE)
 
     recorded = Recorded(work)
     for side in (16, 16, 8):
-        inputs = inputs_for(model.config, side)
+        noise, _, told = inputs_for(model.config, side)
+        inputs = (noise, *told.values())
         for given in (inputs, tuple(part.flip(0) for part in inputs), inputs):
             assert torch.equal(recorded(*given), work(*given))
