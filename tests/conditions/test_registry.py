@@ -25,6 +25,9 @@ class Scanner(Condition):
     def specs(self):
         return (TensorSpec("test-scanner", "vector", 2),)
 
+    def draw(self, draft, settings, groups):
+        draft.told["test-scanner"] = draft.randn(len(draft), 2)
+
 
 class Plain(Denoiser):
     """A network of one convolution."""

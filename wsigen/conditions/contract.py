@@ -7,7 +7,7 @@ configuration names its conditions, in order; `wsigen.conditions.registry` finds
 
 from __future__ import annotations
 
-from abc import ABC
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
@@ -198,7 +198,7 @@ class ConditionBatch(Mapping[str, "Tensor"]):
 
 
 class Condition(ABC):
-    """One condition of one model; a subclass gives ``name`` and ``specs`` and overrides what it has.
+    """One condition of one model; a subclass gives ``name``, ``specs`` and ``draw`` and overrides what else it has.
 
     name: the key in config.json, in recipes and in `RenderSettings.conditions`. source: the kind of source that it is
     read from ("mask", "density"), or "" where it is a value of the slide or of its neighbours. guided: whether
@@ -213,9 +213,9 @@ class Condition(ABC):
         self.config = config
 
     @property
+    @abstractmethod
     def specs(self) -> tuple[TensorSpec, ...]:
         """The tensors that it gives, in the order in which networks concatenate them."""
-        raise NotImplementedError
 
     def resolve(self, setting: Any) -> Any:
         """A user's setting (from the command line, Python or the viewer) as a value that JSON can hold.
@@ -248,9 +248,9 @@ class Condition(ABC):
         """What is known of the groups of training pictures, (G, n) on their device; asked for once."""
         return None
 
+    @abstractmethod
     def draw(self, draft: Draft, settings: DrawSettings, groups: Tensor | None) -> None:
         """Add this condition's tensors to a training batch, spoilt as the recipe's ``settings`` say.
 
         ``groups`` is what `of_groups` gave. Random numbers come from the draft's generator.
         """
-        raise NotImplementedError

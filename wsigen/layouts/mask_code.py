@@ -14,7 +14,6 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import ndimage
 
 from wsigen.masks.classes import ClassTable
 from wsigen.masks.conditions import instance_edges
@@ -62,6 +61,8 @@ def hills(instances: np.ndarray) -> np.ndarray:
     over the ellipse of its second moments, which keeps a slope along slender nuclei, and the distance to the border
     over that plus the distance to the middle, which makes the valley between nuclei that touch.
     """
+    from scipy import ndimage  # to make masks from pictures needs none of it
+
     inside = instances > 0
     if not inside.any():
         return np.zeros(instances.shape, np.uint8)

@@ -10,7 +10,6 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.ndimage import distance_transform_edt
 
 from wsigen.masks.slide_mask import MaskSource
 from wsigen.masks.window import GLASS, TISSUE, UNKNOWN
@@ -121,6 +120,8 @@ def tissue_near_nuclei(classes: np.ndarray, mpp: float) -> np.ndarray:
     """Tissue guessed from nuclei: 1 within 12 µm of one (Euclidean), 255 to 60 µm, 0 beyond; (H, W) uint8."""
     if not classes.any():
         return np.zeros(classes.shape, np.uint8)
+    from scipy.ndimage import distance_transform_edt  # a third of a second of a start
+
     distance = distance_transform_edt(classes == 0)
     tissue = np.where(distance * mpp <= UNKNOWN_WITHIN_UM, UNKNOWN, GLASS).astype(np.uint8)
     tissue[distance * mpp <= TISSUE_WITHIN_UM] = TISSUE

@@ -13,8 +13,6 @@ from dataclasses import dataclass, field
 from functools import partial
 
 import numpy as np
-from scipy.sparse import coo_matrix
-from scipy.sparse.csgraph import connected_components
 
 from wsigen.masks.occupancy import Occupancy, OccupancyCount
 from wsigen.masks.window import TISSUE, UNKNOWN, MaskWindow
@@ -189,6 +187,9 @@ class _ComponentCount:
         extra = len(starts) + self._last_components
         nodes = len(starts) + known
         links = np.concatenate([upper, np.arange(known)]), np.concatenate([lower, extra])
+        from scipy.sparse import coo_matrix  # half a second of a start, of which masks with instances need none
+        from scipy.sparse.csgraph import connected_components
+
         graph = coo_matrix((np.ones(len(links[0]), np.int8), links), shape=(nodes, nodes))
         count, labels = connected_components(graph, directed=False) if nodes else (0, np.zeros(0, np.int64))
         class_of = np.zeros(count, np.int64)

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from scipy import ndimage
 
 from wsigen.errors import ModelError, SlideError
 from wsigen.system.pictures import load_picture
@@ -144,6 +143,8 @@ def tissue_from_density(
 
     ``nuclei`` (H, W) bool are tissue; so are pixels that are not ``known``.
     """
+    from scipy import ndimage  # a third of a second of a start, of which few need it
+
     nuclei = np.zeros(rgb.shape[:2], bool) if nuclei is None else nuclei
     known = np.ones(rgb.shape[:2], bool) if known is None else known
     density = optical_density(rgb).mean(axis=2)
@@ -156,6 +157,8 @@ def tissue_from_density(
 
 
 def _drop_small(region: np.ndarray, least: int) -> np.ndarray:
+    from scipy import ndimage
+
     labels, count = ndimage.label(region)
     if count == 0:
         return region

@@ -7,7 +7,7 @@ package has "nasdm-unet". Another package that is installed beside it brings one
 
 from __future__ import annotations
 
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 from functools import cache
 from importlib import import_module
 from importlib.metadata import entry_points
@@ -36,7 +36,7 @@ class Prediction(NamedTuple):
     raw_variance: Tensor | None = None  # (B, 3, H, W), of a model that has learned it
 
 
-class Denoiser(nn.Module):
+class Denoiser(nn.Module, ABC):
     """A network with its configuration. A subclass builds the network and overrides `size_multiple` and `predict`.
 
     `prepare` does once a batch what does not change from step to step. Weights lie in float32 and in evaluation mode

@@ -24,6 +24,7 @@ from wsigen.system.gpu import beside, compute_capability, has_driver
 from wsigen.system.local_cache import one_process_at_a_time, recall, remember
 
 COMPILERS = 16  # processes that compile kernels, at most: a painter has some seventy
+SHARE = 2  # one of so many cores compiles beside the imports, which more would slow down
 OLDEST_GPU = 80  # as wsigen_kernels.dispatch has it
 DTYPE = "bfloat16"  # that the list is of
 _LOCK = "compiling-early"
@@ -80,7 +81,7 @@ def main(model: str) -> None:
         architecture = found[0] if found else None
         if architecture is None or architecture < OLDEST_GPU or recall(_name(model)) is not None:
             return
-        remember(_name(model), compile_listed(model, architecture, min(COMPILERS, quick_count())))
+        remember(_name(model), compile_listed(model, architecture, min(COMPILERS, max(1, quick_count() // SHARE))))
 
 
 def _name(model: str) -> str:
