@@ -48,6 +48,8 @@ def test_a_function_of_many_parameters_lists_them(name):
 
 @pytest.mark.parametrize("name", [name for name in wsigen.__all__ if dataclasses.is_dataclass(getattr(wsigen, name))])
 def test_settings_and_results_list_their_fields(name):
+    """Those of a base class stand there."""
     fields = [field.name for field in dataclasses.fields(getattr(wsigen, name))]
-    attributes = inspect.getdoc(getattr(wsigen, name)).partition("Attributes:")[2].partition("Raises:")[0]
-    assert re.findall(r"^ {4}(\w+): ", attributes, re.MULTILINE) == fields
+    bases = [base for base in reversed(getattr(wsigen, name).mro()) if dataclasses.is_dataclass(base)]
+    attributes = [inspect.getdoc(base).partition("Attributes:")[2].partition("Raises:")[0] for base in bases]
+    assert re.findall(r"^ {4}(\w+): ", "\n".join(attributes), re.MULTILINE) == fields

@@ -12,7 +12,7 @@ from wsigen.masks.demo.mask import write_demo_mask
 from wsigen.masks.slide_mask import SlideMask
 from wsigen.models.config import LIZARD_CLASSES
 from wsigen.painting.grid import WindowGrid
-from wsigen.painting.occupancy import survey_layout
+from wsigen.painting.occupancy import layout_occupancy
 
 NAMES = LIZARD_CLASSES.names
 
@@ -76,7 +76,7 @@ def test_a_layout_is_read_back_from_its_file(mixed, tmp_path):
 
 def test_glass_windows_are_known_beforehand(mixed):
     grid = WindowGrid(3000, 2000, 256, 32)
-    occupied = survey_layout(grid, mixed)
+    occupied = layout_occupancy(grid, mixed)
     for window in grid.windows():
         said = mixed.read(*grid.extent(window)).is_glass((slice(None), slice(None)))
         assert said != occupied[window.j, window.i]
