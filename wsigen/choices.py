@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Literal, get_args
-
-SamplerName = Literal["ddpm", "ddim", "dpm++2m", "unipc", "consistency", "fitted"]
-SAMPLERS: tuple[str, ...] = get_args(SamplerName)
 DTYPES = ("float32", "bfloat16", "float16")
 DEVICES = ("cpu", "cuda", "mps")
 SLIDE_FORMATS = ("svs", "ome.tiff", "tiff", "dzi", "ome.zarr", "dicom")

@@ -58,7 +58,7 @@ class RenderSettings:
         style: the stain: name of a style of the model, path of a picture or slide to measure, or a `StainStyle`.
         seed: seed of the noise, 0 to 2^64 - 1. Default 0. The same seed gives the same slide.
         steps: denoising steps, 1 to 1000. Default: those of the model.
-        sampler: one of `wsigen.choices.SAMPLERS`. Default: that of the model.
+        sampler: one of `wsigen.diffusion.plans.SAMPLERS`. Default: that of the model.
         guidance_scale: scale of classifier-free guidance (Ho and Salimans 2022), 0 or more; 1 is off. Default: that of
             the model.
         window: side of a window in px. Default: that of the model.

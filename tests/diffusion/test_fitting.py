@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from wsigen.diffusion.fitting import fit, follow
-from wsigen.diffusion.samplers import FittedStep, make_sampler, spaced_timesteps
+from wsigen.diffusion.plans import FittedStep
+from wsigen.diffusion.samplers import make_sampler, spaced_timesteps
 from wsigen.diffusion.schedules import NoiseSchedule
 from wsigen.errors import SettingsError
 

@@ -12,7 +12,8 @@ if not torch.cuda.is_available():
 from wsigen.diffusion import fused_step
 from wsigen.diffusion.continuity import Continuity
 from wsigen.diffusion.gaussian import to_x0
-from wsigen.diffusion.samplers import FittedStep, make_sampler
+from wsigen.diffusion.plans import FittedStep
+from wsigen.diffusion.samplers import make_sampler
 from wsigen.diffusion.schedules import NoiseSchedule
 
 FITTED = [FittedStep(0.9, 0.4, 0.0), *[FittedStep(0.6, 1.1, -0.6)] * 3, FittedStep(0.0, 1.4, -0.4)]

@@ -7,9 +7,9 @@ from typing import Any
 
 import click
 
-from wsigen.choices import SAMPLERS
 from wsigen.cli.display import work_bars
 from wsigen.cli.options import DEVICE, PATH
+from wsigen.diffusion.plans import SAMPLERS
 
 
 @click.group()

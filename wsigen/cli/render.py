@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.core import ParameterSource
 
-from wsigen.choices import AUTO, DEVICES, DTYPES, LABEL_FORMATS, SAMPLERS, SLIDE_FORMATS
+from wsigen.choices import AUTO, DEVICES, DTYPES, LABEL_FORMATS, SLIDE_FORMATS
 from wsigen.cli.display import progress_display
 from wsigen.cli.opening import gpu_opened_beside
 from wsigen.cli.options import PATH, condition_option
+from wsigen.diffusion.plans import SAMPLERS
 from wsigen.errors import SettingsError
 
 if TYPE_CHECKING:

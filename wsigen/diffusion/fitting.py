@@ -19,7 +19,8 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from wsigen.diffusion.samplers import FittedStep, Sampler, make_sampler
+from wsigen.diffusion.plans import FittedStep
+from wsigen.diffusion.samplers import Sampler, make_sampler
 from wsigen.diffusion.schedules import NoiseSchedule
 
 REFERENCE_STEPS = 24  # at least; their number is a multiple of the fitted ones'

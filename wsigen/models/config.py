@@ -13,8 +13,8 @@ from typing import Any, Literal
 
 import numpy as np
 
-from wsigen.choices import SamplerName
 from wsigen.diffusion.guidance import Guidance
+from wsigen.diffusion.plans import FITTED
 from wsigen.errors import ModelError, SettingsError
 from wsigen.masks.classes import ClassTable
 from wsigen.masks.limits import NucleusLimits
@@ -90,7 +90,7 @@ class ModelConfig:
     window: int = 256  # default window of the tiler, px
     overlap: int = 32
     num_inference_steps: int = 8
-    sampler: SamplerName = "dpm++2m"
+    sampler: str = "dpm++2m"
     # Solvers of so many steps as they have rows: (x, x0, x0_previous) each, as FittedStep; for the sampler "fitted".
     fitted: tuple[tuple[tuple[float, float, float], ...], ...] = ()
     guidance_scale: float = 1.0  # of classifier-free guidance; 1 is off, else a step takes two network calls ...
@@ -180,7 +180,7 @@ class ModelConfig:
         SettingsError if the fitted one is asked for by ``name`` and there is none.
         """
         chosen = name or self.sampler
-        if chosen != "fitted" or self.fitted_solver(num_inference_steps):
+        if chosen != FITTED or self.fitted_solver(num_inference_steps):
             return chosen
         if name:
             known = ", ".join(str(len(plan)) for plan in self.fitted)

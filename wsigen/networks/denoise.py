@@ -13,13 +13,13 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from wsigen.choices import SamplerName
 from wsigen.conditions.contract import ConditionBatch
 from wsigen.diffusion import fused_step
 from wsigen.diffusion.continuity import Continuity
 from wsigen.diffusion.gaussian import PredictionType, to_x0
 from wsigen.diffusion.guidance import Guidance
-from wsigen.diffusion.samplers import FittedStep, Sampler, make_sampler
+from wsigen.diffusion.plans import FITTED, FittedStep
+from wsigen.diffusion.samplers import Sampler, make_sampler
 from wsigen.diffusion.schedules import NoiseSchedule
 from wsigen.models.config import ModelConfig
 from wsigen.networks.denoiser import Denoiser
@@ -30,8 +30,8 @@ def model_sampler(
     config: ModelConfig, schedule: NoiseSchedule, num_inference_steps: int, name: str = "", eta: float = 0.0
 ) -> Sampler:
     """The sampler of ``ModelConfig.sampler_for``, at the model's own spacing of steps."""
-    chosen = cast(SamplerName, config.sampler_for(num_inference_steps, name))
-    fitted = [FittedStep(*row) for row in config.fitted_solver(num_inference_steps)] if chosen == "fitted" else ()
+    chosen = config.sampler_for(num_inference_steps, name)
+    fitted = [FittedStep(*row) for row in config.fitted_solver(num_inference_steps)] if chosen == FITTED else ()
     return make_sampler(chosen, schedule, num_inference_steps, eta, final_step=config.final_step, fitted=fitted)
 
 

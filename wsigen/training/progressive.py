@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 
 from wsigen.diffusion.gaussian import q_sample
-from wsigen.diffusion.samplers import StepCoefficients, make_sampler, spaced_timesteps
+from wsigen.diffusion.plans import StepCoefficients
+from wsigen.diffusion.samplers import make_sampler, spaced_timesteps
 from wsigen.models.config import ModelConfig
 from wsigen.training.data.manifest import Manifest
 from wsigen.training.denoising import NoisyBatch
