@@ -166,7 +166,7 @@ def _make_way(plan: RenderPlan, overwrite: bool, resume: bool) -> None:
         raise SettingsError(f"{plan.out} exists; replace it with --overwrite, or choose another name with -o")
     if plan.out.exists() and resume and not overwrite and not plan.canvas.exists():
         raise SettingsError(f"{plan.out} is finished, nothing is left to resume; paint it anew with --overwrite")
-    if plan.out.exists() and plan.format.name != "svs":
+    if plan.out.exists():
         check_target(plan.out, plan.format, overwrite=True)
     if plan.resamples and plan.resampled_mask.resolve() == plan.mask.resolve():
         raise SettingsError(

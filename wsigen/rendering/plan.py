@@ -235,10 +235,7 @@ def _slide_path(mask: str | Path, out: str | Path | None, format: str | None) ->
     """Path of the slide, by default beside the mask. Its format must be known and fit its name."""
     ending = FORMATS[format].ending if format in FORMATS else ".svs"
     path = Path(out) if out else Path(mask).with_suffix(ending)
-    if format_of(path, format).name == "dicom":
-        from wsigen.slides.dicom import require_wsidicomizer
-
-        require_wsidicomizer()
+    format_of(path, format).require()
     if not path.parent.is_dir():
         raise SettingsError(f"-o {path}: the folder {path.parent} does not exist; make it first")
     return path

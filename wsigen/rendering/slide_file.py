@@ -21,7 +21,6 @@ from wsigen.painting.tasks import Task
 from wsigen.slides.formats import FORMATS, SlideFormat, write_slide
 from wsigen.slides.metadata import SlideMetadata
 from wsigen.slides.preview import Preview
-from wsigen.slides.svs import write_svs_panels
 
 PICTURE_SECONDS = 2.0  # between refreshes of the picture
 PICTURE_BACKLOG = 16  # tasks that wait to be shown; more are left out of the growing picture
@@ -89,21 +88,21 @@ class Assembler:
 
     def _run(self) -> None:
         try:
-            if self.format.name == "svs":
-                self._write_svs()
+            if self.format.panels:
+                self._write_panels()
             else:
                 self._write_rows()
         except BaseException as error:
             self._error = error
 
-    def _write_svs(self) -> None:
+    def _write_panels(self) -> None:
         width, height = self.panels.region[2:]
-        write_svs_panels(
+        self.format.write_panels(
             self.path,
             width,
             height,
             self._read,
-            self.metadata,
+            metadata=self.metadata,
             panel=self.panels.side,
             jpeg_quality=self.jpeg_quality,
             progress=self._encoded,
