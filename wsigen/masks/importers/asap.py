@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from wsigen.masks.importers.class_maps import UNCLASSIFIED
-from wsigen.masks.importers.sources import OutlineSource, SourceObject
+from wsigen.masks.importers.sources import Head, OutlineSource, SourceObject
 from wsigen.masks.importers.xml_stream import read_elements
 from wsigen.system.reporting import Reporter
 
@@ -23,6 +23,11 @@ class AsapSource(OutlineSource):
     """Annotations of an ASAP file."""
 
     format = "ASAP XML"
+
+    @classmethod
+    def recognises(cls, head: Head) -> bool:
+        """See `OutlineSource`."""
+        return head.root == "ASAP_Annotations"
 
     def objects(self, progress: Reporter) -> Iterator[SourceObject | None]:
         """Read all annotations."""

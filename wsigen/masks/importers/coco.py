@@ -9,13 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 
 from wsigen.errors import MaskError
 from wsigen.masks.importers.json_stream import JsonStream
-from wsigen.masks.importers.sources import CountedFile, OutlineSource, SourceObject
+from wsigen.masks.importers.sources import CountedFile, Head, OutlineSource, SourceObject
 from wsigen.masks.outline import trace_bitmap
 from wsigen.system.reporting import Reporter
 
@@ -27,6 +27,18 @@ class CocoSource(OutlineSource):
     """Annotations of one picture of a COCO file."""
 
     format = "COCO JSON"
+    telling = frozenset({"annotations"})
+
+    @classmethod
+    def recognises(cls, head: Head) -> bool:
+        """See `OutlineSource`."""
+        return head.keys is not None and ("annotations" in head.keys or {"images", "categories"} <= head.keys)
+
+    @classmethod
+    def open(cls, path: Path, table: Path | None, image: str | None) -> Self:
+        """See `OutlineSource`."""
+        super().open(path, table, image)
+        return cls(path, image)
 
     def __init__(self, path: Path, image: str | None = None) -> None:
         super().__init__(path)

@@ -14,7 +14,7 @@ import numpy as np
 
 from wsigen.masks.importers.class_maps import UNCLASSIFIED
 from wsigen.masks.importers.json_stream import JsonStream
-from wsigen.masks.importers.sources import CountedFile, OutlineSource, SourceObject
+from wsigen.masks.importers.sources import CountedFile, Head, OutlineSource, SourceObject
 from wsigen.system.reporting import Reporter
 from wsigen.system.scale import plausible_mpp
 
@@ -25,7 +25,13 @@ class HoverNetSource(OutlineSource):
     """Nuclei of a HoVer-Net JSON file."""
 
     format = "HoVer-Net JSON"
+    telling = frozenset({"nuc"})
     pixel_centres = True
+
+    @classmethod
+    def recognises(cls, head: Head) -> bool:
+        """See `OutlineSource`."""
+        return head.keys is not None and "nuc" in head.keys
 
     def objects(self, progress: Reporter) -> Iterator[SourceObject | None]:
         """Read the nuclei; `mag` gives the scale of the coordinates."""
@@ -47,7 +53,13 @@ class CellVitSource(OutlineSource):
     """Cells of a CellViT cells.json file."""
 
     format = "CellViT JSON"
+    telling = frozenset({"cells"})
     pixel_centres = True
+
+    @classmethod
+    def recognises(cls, head: Head) -> bool:
+        """See `OutlineSource`."""
+        return head.keys is not None and "cells" in head.keys
 
     def objects(self, progress: Reporter) -> Iterator[SourceObject | None]:
         """Read the cells; `type_map` names their classes."""

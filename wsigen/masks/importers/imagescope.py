@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from wsigen.masks.importers.class_maps import UNCLASSIFIED
-from wsigen.masks.importers.sources import CountedFile, OutlineSource, SourceObject
+from wsigen.masks.importers.sources import CountedFile, Head, OutlineSource, SourceObject
 from wsigen.masks.importers.xml_stream import CHUNK_BYTES, read_elements
 from wsigen.system.reporting import Reporter, silent
 from wsigen.system.scale import plausible_mpp
@@ -27,6 +27,11 @@ class ImageScopeSource(OutlineSource):
     """Regions of an ImageScope XML file."""
 
     format = "ImageScope XML"
+
+    @classmethod
+    def recognises(cls, head: Head) -> bool:
+        """See `OutlineSource`."""
+        return head.root in ("Annotations", "")  # where no element shows, the reader says what is damaged
 
     def objects(self, progress: Reporter) -> Iterator[SourceObject | None]:
         """Read the regions of all layers."""

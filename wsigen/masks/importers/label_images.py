@@ -15,14 +15,14 @@ import math
 from collections.abc import Iterator, Mapping
 from itertools import repeat
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 
 from wsigen.errors import MaskError
 from wsigen.masks.importers.class_maps import UNCLASSIFIED
 from wsigen.masks.importers.settings import check_size
-from wsigen.masks.importers.sources import Labels, LabelSource
+from wsigen.masks.importers.sources import Head, Labels, LabelSource
 from wsigen.masks.palettes import palette_indices
 from wsigen.masks.slide_mask import SlideMask
 from wsigen.masks.tiff.labels import LabelPage, label_pages, page_rows
@@ -33,6 +33,7 @@ YIELDED_ROWS = 128  # what is made from a band is then small
 MAX_TABLE_BYTES = 1 << 28
 _ID_COLUMNS = ("id", "label", "instance", "instance_id", "inst_id", "nucleus", "nucleus_id", "cell", "cell_id", "value")
 _CLASS_COLUMNS = ("class", "type", "class_name", "classification", "category", "class_id", "inst_type", "name")
+_HEADS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+", b"\x89PNG")  # TIFF, BigTIFF, PNG
 _PALETTE = 3  # type of colour of a PNG
 _TYPES = {"uchar": "u1", "ushort": "u2"}
 _GREY_STEPS = {2: 85, 4: 17}  # PNG of fewer bits: libvips spreads the values over 0 to 255
@@ -45,6 +46,17 @@ class LabelImageSource(LabelSource):
     """
 
     format = "label image"
+    title = "label TIFF or PNG"
+
+    @classmethod
+    def recognises(cls, head: Head) -> bool:
+        """See `OutlineSource`."""
+        return head.data.startswith(_HEADS)
+
+    @classmethod
+    def open(cls, path: Path, table: Path | None, image: str | None) -> Self:
+        """See `OutlineSource`."""
+        return cls(path, table, image)
 
     def __init__(self, path: Path, table: Path | None, image: str | None = None) -> None:
         super().__init__(path)

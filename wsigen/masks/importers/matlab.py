@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from wsigen.errors import MaskError
-from wsigen.masks.importers.sources import Labels, LabelSource, damage_is_one_line
+from wsigen.masks.importers.sources import Head, Labels, LabelSource, damage_is_one_line
 
 MAX_UNPACKED = 1_000_000_000
 MAX_PIXELS = 1 << 26  # 8,192 x 8,192; tiles are smaller, and labels may be doubles
@@ -30,6 +30,12 @@ class MatlabSource(LabelSource):
     """The instance map of a MATLAB file with the types of its nuclei."""
 
     format = "MATLAB label file"
+    title = ".mat of Lizard, CoNSeP or HoVer-Net"
+
+    @classmethod
+    def recognises(cls, head: Head) -> bool:
+        """See `OutlineSource`."""
+        return head.data.startswith(b"MATLAB 5.0") or head.data[126:128] in (b"IM", b"MI")
 
     def __init__(self, path: Path) -> None:
         super().__init__(path)

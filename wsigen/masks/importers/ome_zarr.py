@@ -11,13 +11,13 @@ import json
 import math
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 
 from wsigen.errors import MaskError
 from wsigen.masks.importers.settings import check_size
-from wsigen.masks.importers.sources import Labels, LabelSource, damage_is_one_line
+from wsigen.masks.importers.sources import Head, Labels, LabelSource, damage_is_one_line
 from wsigen.masks.importers.zarr_chunks import ChunkCheck
 from wsigen.system.text_files import read_text
 from wsigen.system.zarr_levels import pixel_sizes
@@ -47,6 +47,16 @@ class OmeZarrSource(LabelSource):
     """Level 0 of a label image in an OME-Zarr folder."""
 
     format = "OME-Zarr labels"
+
+    @classmethod
+    def recognises(cls, head: Head) -> bool:
+        """See `OutlineSource`."""
+        return head.path.is_dir() and (is_zarr(head.path) or (head.path / "labels").is_dir())
+
+    @classmethod
+    def open(cls, path: Path, table: Path | None, image: str | None) -> Self:
+        """See `OutlineSource`."""
+        return cls(path, image)
 
     def __init__(self, path: Path, name: str | None = None) -> None:
         super().__init__(path)

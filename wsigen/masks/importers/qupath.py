@@ -17,7 +17,7 @@ import numpy as np
 
 from wsigen.masks.importers.class_maps import UNCLASSIFIED, class_name
 from wsigen.masks.importers.json_stream import MAX_DEPTH, JsonStream
-from wsigen.masks.importers.sources import CountedFile, Kind, OutlineSource, SourceObject
+from wsigen.masks.importers.sources import CountedFile, Head, Kind, OutlineSource, SourceObject
 from wsigen.system.reporting import Reporter
 
 POLYGONS_HELD = 4096
@@ -35,7 +35,16 @@ class GeoJsonSource(OutlineSource):
     """
 
     format = "GeoJSON"
+    title = "GeoJSON of QuPath or CellViT"
+    telling = frozenset({"features", "geometry", "coordinates", "geometries"})  # of a collection, a feature, a geometry
     from_bounds = True
+
+    @classmethod
+    def recognises(cls, head: Head) -> bool:
+        """See `OutlineSource`."""
+        if head.keys is None:
+            return head.text.startswith("[")
+        return bool(head.keys & cls.telling) or "FeatureCollection" in head.text[:2000]
 
     def objects(self, progress: Reporter) -> Iterator[SourceObject | None]:
         """Read all features, those inside `childObjects` too."""

@@ -5,60 +5,72 @@ from __future__ import annotations
 import gzip
 import re
 import zipfile
+from functools import cache
+from importlib import import_module
 from pathlib import Path
 
 from wsigen.errors import MaskError
-from wsigen.masks.importers.sources import LabelSource, OutlineSource, damage_is_one_line, zipped_files
+from wsigen.masks.importers.json_stream import JsonStream
+from wsigen.masks.importers.sources import (
+    CountedFile,
+    Head,
+    LabelSource,
+    OutlineSource,
+    damage_is_one_line,
+    zipped_files,
+)
+from wsigen.masks.importers.xml_stream import root_of
 from wsigen.system.reporting import silent
 from wsigen.system.text_files import UTF16_MARKS
 
 HEAD_BYTES = 1 << 16
+MAX_KEYS = 1000  # of JSON; what has more is no known format
 _HDF5 = b"\x89HDF\r\n\x1a\n"
-_TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
-_GEOJSON = {"features", "geometry", "coordinates", "geometries"}  # of a collection, a feature, a geometry
-KNOWN = (
-    "QuPath GeoJSON, HoVer-Net JSON or .mat, CellViT JSON or GeoJSON, TIAToolbox .db, Lizard or CoNSeP .mat, "
-    "COCO JSON, ImageScope or ASAP XML, OME-Zarr labels, label TIFF or PNG"
+# The importers, in the order in which they are tried: "module:class". Each class says which files it recognises.
+IMPORTERS = (
+    "label_images:LabelImageSource",
+    "matlab:MatlabSource",
+    "ome_zarr:OmeZarrSource",
+    "tiatoolbox:AnnotationStoreSource",
+    "imagescope:ImageScopeSource",
+    "asap:AsapSource",
+    "qupath:GeoJsonSource",
+    "coco:CocoSource",
+    "hovernet:HoverNetSource",
+    "hovernet:CellVitSource",
 )
+
+
+@cache
+def importers() -> tuple[type[OutlineSource] | type[LabelSource], ...]:
+    """The classes of all formats."""
+    places = [place.split(":") for place in IMPORTERS]
+    return tuple(getattr(import_module(f"wsigen.masks.importers.{module}"), name) for module, name in places)
 
 
 def open_source(path: Path, table: Path | None, image: str | None) -> OutlineSource | LabelSource:
     """Recognise `path` and open it; raises `MaskError` for what is none of the known formats, or unsafe."""
+    head = read_head(path)
+    for importer in importers():
+        if importer.recognises(head):
+            return importer.open(path, table, image)
+    raise _refusal(head)
+
+
+def read_head(path: Path) -> Head:
+    """What a file begins with; MaskError where it cannot be read."""
     if path.is_dir():
-        return _open_folder(path, image)
-    head = _head(path)
-    if head.startswith(_TIFF) or head.startswith(b"\x89PNG"):
-        from wsigen.masks.importers.label_images import LabelImageSource
-
-        return LabelImageSource(path, table, image)
-    if head.startswith(b"MATLAB 5.0") or head[126:128] in (b"IM", b"MI"):
-        from wsigen.masks.importers.matlab import MatlabSource
-
-        return MatlabSource(path)
-    if table is not None:
-        raise MaskError(f"{table}: a table goes with a label image; {path} has its classes inside")
-    return _open_outlines(path, head, image)
+        return Head(path)
+    data = _first_bytes(path)
+    text = _text(data)
+    root = root_of(path, data) if text.startswith("<") else None
+    keys = _top_level_keys(path) if text.startswith("{") else None
+    return Head(path, data, text, root, keys)
 
 
-def _open_folder(path: Path, image: str | None) -> LabelSource:
-    from wsigen.masks.importers.ome_zarr import OmeZarrSource, is_zarr
-
-    if not is_zarr(path) and not (path / "labels").is_dir():
-        raise MaskError(f"{path}: is a folder without OME-Zarr metadata; give a file of: {KNOWN}")
-    return OmeZarrSource(path, image)
-
-
-def _open_outlines(path: Path, head: bytes, image: str | None) -> OutlineSource:
-    if head.startswith(b"SQLite format 3\0"):
-        from wsigen.masks.importers.tiatoolbox import AnnotationStoreSource
-
-        return AnnotationStoreSource(path)
-    text = _text(head)
-    if text.startswith("<"):
-        return _open_xml(path, head)
-    if text[:1] in ("{", "["):
-        return _open_json(path, text, image)
-    raise _refusal(path, head)
+def known() -> str:
+    """The formats that are read, for people."""
+    return ", ".join(importer.title or importer.format for importer in importers())
 
 
 def _text(head: bytes) -> str:
@@ -67,60 +79,22 @@ def _text(head: bytes) -> str:
     return head.decode(encoding, "replace").lstrip(" \t\r\n")
 
 
-def _open_xml(path: Path, head: bytes) -> OutlineSource:
-    from wsigen.masks.importers.asap import AsapSource
-    from wsigen.masks.importers.imagescope import ImageScopeSource
-    from wsigen.masks.importers.xml_stream import root_of
-
-    root = root_of(path, head)
-    if root in ("Annotations", ""):  # where no element shows, the reader says what is damaged
-        return ImageScopeSource(path)
-    if root == "ASAP_Annotations":
-        return AsapSource(path)
-    raise MaskError(f"{path}: is XML of the kind {root[:40]!r}, which is not read; export it as one of: {KNOWN}")
-
-
-def _open_json(path: Path, text: str, image: str | None) -> OutlineSource:
-    from wsigen.masks.importers.coco import CocoSource
-    from wsigen.masks.importers.hovernet import CellVitSource, HoverNetSource
-    from wsigen.masks.importers.qupath import GeoJsonSource
-
-    if text.startswith("["):
-        return GeoJsonSource(path)
-    keys = _top_level_keys(path)
-    if keys & _GEOJSON or "FeatureCollection" in text[:2000]:
-        return GeoJsonSource(path)
-    if "annotations" in keys or {"images", "categories"} <= keys:
-        return CocoSource(path, image)
-    if "nuc" in keys:
-        return HoverNetSource(path)
-    if "cells" in keys:
-        return CellVitSource(path)
-    raise MaskError(f"{path}: is JSON with the keys {', '.join(sorted(keys)[:8]) or 'none'}, no known format: {KNOWN}")
-
-
-def _top_level_keys(path: Path) -> set[str]:
+def _top_level_keys(path: Path) -> frozenset[str]:
     """Keys of the outermost map, up to one that tells the format."""
-    from wsigen.masks.importers.json_stream import JsonStream
-    from wsigen.masks.importers.sources import CountedFile
-
-    telling = {*_GEOJSON, "annotations", "nuc", "cells"}
+    telling = frozenset().union(*(importer.telling for importer in importers()))
     keys: set[str] = set()
-    with (
-        damage_is_one_line(path, "JSON"),
-        CountedFile(path, silent) as file,
-    ):
+    with damage_is_one_line(path, "JSON"), CountedFile(path, silent) as file:
         stream = JsonStream(file)
         stream.expect("start_map")
         for key in stream.members():
             keys.add(key)
-            if key in telling or len(keys) > 1000:
+            if key in telling or len(keys) > MAX_KEYS:
                 break
             stream.skip()
-    return keys
+    return frozenset(keys)
 
 
-def _head(path: Path) -> bytes:
+def _first_bytes(path: Path) -> bytes:
     """First bytes of the content, unpacked."""
     try:
         with open(path, "rb") as file:
@@ -145,7 +119,18 @@ def _head(path: Path) -> bytes:
     return head
 
 
-def _refusal(path: Path, head: bytes) -> MaskError:
+def _refusal(found: Head) -> MaskError:
+    """The line that says what a file of no known format is."""
+    path, head = found.path, found.data
+    if path.is_dir():
+        return MaskError(f"{path}: is a folder without OME-Zarr metadata; give a file of: {known()}")
+    if found.root is not None:
+        return MaskError(
+            f"{path}: is XML of the kind {found.root[:40]!r}, which is not read; export it as one of: {known()}"
+        )
+    if found.keys is not None:
+        listed = ", ".join(sorted(found.keys)[:8]) or "none"
+        return MaskError(f"{path}: is JSON with the keys {listed}, no known format: {known()}")
     if re.match(rb"\x80[\x02-\x05]|\x78[\x01\x5e\x9c\xda]\x80?", head) or head.startswith(b"ZF"):
         return MaskError(
             f"{path}: is a pickled or joblib file, which can run code when it is opened and is refused; save it from "
@@ -157,4 +142,4 @@ def _refusal(path: Path, head: bytes) -> MaskError:
         return MaskError(f"{path}: is a NumPy array; `wsigen data prepare` reads data sets of patches")
     if path.suffix.lower() == ".snappy":
         return MaskError(f"{path}: is packed with snappy; unpack it first (python -m snappy -d)")
-    return MaskError(f"{path}: is none of the known formats ({KNOWN}); it begins with {head[:8]!r}")
+    return MaskError(f"{path}: is none of the known formats ({known()}); it begins with {head[:8]!r}")

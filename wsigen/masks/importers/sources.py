@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import IntEnum
 from pathlib import Path
-from typing import IO, BinaryIO
+from typing import IO, BinaryIO, Self
 
 import ijson
 import numpy as np
@@ -48,10 +48,30 @@ class SourceObject:
     complete: bool = True
 
 
+@dataclass(frozen=True)
+class Head:
+    """The beginning of a file, by which its format is recognised; never by its name.
+
+    Attributes:
+        path: the file or folder.
+        data: first bytes of the content, unpacked; none of a folder.
+        text: ``data`` as text, without a byte-order mark; what is no text gives none that matters.
+        root: name of the outermost element of XML, empty where it does not show; None where it is no XML.
+        keys: keys of the outermost map of JSON, up to one that tells the format; None where it is no such map.
+    """
+
+    path: Path
+    data: bytes = b""
+    text: str = ""
+    root: str | None = None
+    keys: frozenset[str] | None = None
+
+
 class OutlineSource(ABC):
     """A file of outlines. `size`, `mpp`, `names` and `not_polygons` are known once `objects` has been read through.
 
-    format: its name for people. built_in: class maps that the format implies. pixel_centres: outlines run through the
+    format: its name for people. title: the files of this kind, for people; empty: as ``format``. telling: keys of JSON
+    that tell the format. built_in: class maps that the format implies. pixel_centres: outlines run through the
     centres of the border pixels, as OpenCV draws them, and not along the pixels' edges. size: (width, height) in px.
     mpp: microns per pixel of the coordinates. names: class numbers -> names. not_polygons: objects without an area
     (points, lines). hint: what to do where no object has an outline. from_bounds: coordinates are counted from the
@@ -59,6 +79,8 @@ class OutlineSource(ABC):
     """
 
     format: str
+    title: str = ""
+    telling: frozenset[str] = frozenset()
     built_in: tuple[str, ...] = ()
     pixel_centres: bool = False
     from_bounds: bool = False
@@ -70,6 +92,18 @@ class OutlineSource(ABC):
         self.names: Mapping[str, str] = {}
         self.not_polygons = 0
         self.hint = ""
+
+    @classmethod
+    @abstractmethod
+    def recognises(cls, head: Head) -> bool:
+        """Whether a file is of this format."""
+
+    @classmethod
+    def open(cls, path: Path, table: Path | None, image: str | None) -> Self:
+        """Open a file that is recognised. MaskError for a ``table`` of classes, which goes with a label image."""
+        if table is not None:
+            raise MaskError(f"{table}: a table goes with a label image; {path} has its classes inside")
+        return cls(path)
 
     @abstractmethod
     def objects(self, progress: Reporter) -> Iterator[SourceObject | None]:
@@ -89,10 +123,13 @@ class LabelSource(ABC):
 
     kind: "class" where a value is a class, "instance" where it is the id of a nucleus. class_of: value (class or id)
     -> the source's name of its class; values that are missing are named by their number ("class") or `unclassified`.
-    pixel_sizes: width and height of a pixel in microns, as far as the source gives them.
+    pixel_sizes: width and height of a pixel in microns, as far as the source gives them. format, title, telling and
+    built_in: as of `OutlineSource`.
     """
 
     format: str
+    title: str = ""
+    telling: frozenset[str] = frozenset()
     built_in: tuple[str, ...] = ()
 
     def __init__(self, path: Path) -> None:
@@ -102,6 +139,16 @@ class LabelSource(ABC):
         self.kind = "class"
         self.class_of: Mapping[int, str] = {}
         self.has_ids = False
+
+    @classmethod
+    @abstractmethod
+    def recognises(cls, head: Head) -> bool:
+        """Whether a file is of this format."""
+
+    @classmethod
+    def open(cls, path: Path, table: Path | None, image: str | None) -> Self:
+        """Open a file that is recognised; ``table`` names classes, ``image`` one of several images."""
+        return cls(path)
 
     @abstractmethod
     def bands(self) -> Iterator[Labels]:

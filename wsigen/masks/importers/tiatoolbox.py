@@ -19,7 +19,7 @@ import numpy as np
 
 from wsigen.errors import MaskError
 from wsigen.masks.importers.class_maps import UNCLASSIFIED, class_name
-from wsigen.masks.importers.sources import OutlineSource, SourceObject
+from wsigen.masks.importers.sources import Head, OutlineSource, SourceObject
 from wsigen.system.reporting import Reporter
 
 ROWS_BETWEEN_REPORTS = 5_000
@@ -32,6 +32,12 @@ class AnnotationStoreSource(OutlineSource):
     """Polygons of an annotation store."""
 
     format = "TIAToolbox annotation store"
+    title = "TIAToolbox .db"
+
+    @classmethod
+    def recognises(cls, head: Head) -> bool:
+        """See `OutlineSource`."""
+        return head.data.startswith(b"SQLite format 3\0")
 
     def objects(self, progress: Reporter) -> Iterator[SourceObject | None]:
         """Read all annotations in the order of their ids."""
