@@ -11,7 +11,7 @@ from wsigen.masks.importers import ImportSettings, import_mask
 from wsigen.masks.slide_mask import SlideMask
 from wsigen.models.config import ModelConfig
 from wsigen.models.stain import measure_style_file
-from wsigen.rendering.synthesis import LayoutRequest
+from wsigen.rendering.layout_request import LayoutRequest
 from wsigen.training.data.manifest import read_label
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -48,8 +48,9 @@ def test_a_function_of_many_parameters_lists_them(name):
 
 @pytest.mark.parametrize("name", [name for name in wsigen.__all__ if dataclasses.is_dataclass(getattr(wsigen, name))])
 def test_settings_and_results_list_their_fields(name):
-    """Those of a base class stand there."""
-    fields = [field.name for field in dataclasses.fields(getattr(wsigen, name))]
-    bases = [base for base in reversed(getattr(wsigen, name).mro()) if dataclasses.is_dataclass(base)]
-    attributes = [inspect.getdoc(base).partition("Attributes:")[2].partition("Raises:")[0] for base in bases]
-    assert re.findall(r"^ {4}(\w+): ", "\n".join(attributes), re.MULTILINE) == fields
+    public = getattr(wsigen, name)
+    listed = []
+    for part in reversed(public.__mro__[:-1]):
+        attributes = (inspect.cleandoc(part.__doc__ or "")).partition("Attributes:")[2].partition("Raises:")[0]
+        listed += re.findall(r"^ {4}(\w+): ", attributes, re.MULTILINE)
+    assert listed == [field.name for field in dataclasses.fields(public)]

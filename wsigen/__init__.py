@@ -19,9 +19,9 @@ _PUBLIC = {
     "RenderPlan": "wsigen.rendering.plan",
     "open_mask": "wsigen.rendering.plan",
     "verify": "wsigen.rendering.verifying",
-    "sample_mask": "wsigen.rendering.synthesis",
+    "sample_mask": "wsigen.rendering.mask_job",
     "synthesise": "wsigen.rendering.synthesis",
-    "LayoutRequest": "wsigen.rendering.synthesis",
+    "LayoutRequest": "wsigen.rendering.layout_request",
     "RenderSettings": "wsigen.config",
     "StainStyle": "wsigen.models.stain",
     "NasdmModel": "wsigen.networks.nasdm",
@@ -60,10 +60,12 @@ if TYPE_CHECKING:
     from wsigen.models.stain import StainStyle
     from wsigen.networks.nasdm import NasdmModel
     from wsigen.rendering.job import RenderResult, render
+    from wsigen.rendering.layout_request import LayoutRequest
     from wsigen.rendering.many import render_many
+    from wsigen.rendering.mask_job import sample_mask
     from wsigen.rendering.on_demand import open_generated
     from wsigen.rendering.plan import RenderPlan, open_mask, plan_render
-    from wsigen.rendering.synthesis import LayoutRequest, sample_mask, synthesise
+    from wsigen.rendering.synthesis import synthesise
     from wsigen.rendering.verifying import verify
 
 

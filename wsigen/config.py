@@ -75,7 +75,7 @@ class RenderSettings:
         format: one of `wsigen.choices.SLIDE_FORMATS`. Default: by the ending of the slide's name, else "svs".
         labels: one of `wsigen.choices.LABEL_FORMATS`: also write the nuclei, beside the slide. Default: no labels.
         patient_id: identifier of the patient in DICOM; "" for one made from what painted the slide.
-        conditions: values of conditions of the model that have no setting of their own, by name.
+        conditions: values of other conditions of the model than its stain, by their names.
     """
 
     model: str = ""

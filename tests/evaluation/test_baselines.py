@@ -11,8 +11,9 @@ from drawn import picture
 
 from wsigen.cli.main import main
 from wsigen.evaluation.baselines import METHODS, AreaPainter, read_area
-from wsigen.masks.slide_mask import SlideMask, write_slide_mask
+from wsigen.masks.slide_mask import SlideMask
 from wsigen.masks.window import MaskWindow
+from wsigen.masks.writer import write_slide_mask
 from wsigen.networks.nasdm import NasdmModel
 
 CPU = torch.device("cpu")

@@ -7,8 +7,8 @@ from wsigen.errors import SettingsError
 from wsigen.evaluation.mask_report import MaskEvaluation, evaluate_masks, floor_of
 from wsigen.evaluation.mask_statistics import RADII_UM, Field, border_profile, measure, nuclei_of
 from wsigen.masks.demo.mask import write_demo_mask
-from wsigen.masks.slide_mask import write_slide_mask
 from wsigen.masks.window import MaskWindow
+from wsigen.masks.writer import write_slide_mask
 
 NAMES = ("neutrophil", "epithelial", "lymphocyte", "plasma", "eosinophil", "connective")
 MIDDLES = (RADII_UM[1:] + RADII_UM[:-1]) / 2

@@ -17,8 +17,8 @@ from wsigen.errors import SettingsError
 from wsigen.evaluation.material import jpeg_history, real_patches
 from wsigen.evaluation.report import Report, Section, table
 from wsigen.evaluation.slide import painted_grid
-from wsigen.masks.slide_mask import write_slide_mask
 from wsigen.masks.window import MaskWindow
+from wsigen.masks.writer import write_slide_mask
 from wsigen.models.config import ModelConfig
 from wsigen.models.stain_response import StainResponse
 from wsigen.slides.metadata import SlideMetadata

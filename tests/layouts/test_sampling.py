@@ -19,7 +19,8 @@ from wsigen.models.config import ModelConfig
 from wsigen.models.stain import StainStyle
 from wsigen.networks.nasdm import NasdmModel
 from wsigen.painting.canvas import Canvas
-from wsigen.rendering.synthesis import LayoutRequest, find_mask_model, sample_mask
+from wsigen.rendering.layout_request import LayoutRequest
+from wsigen.rendering.mask_job import find_mask_model, sample_mask
 
 REQUEST = LayoutRequest("adenocarcinoma", (420, 330), 5)
 
@@ -156,7 +157,7 @@ def test_painters_and_mask_models_are_not_mixed_up(model, tmp_path):
 
 
 def test_without_a_model_the_way_to_one_is_told(tmp_path, monkeypatch):
-    monkeypatch.setattr("wsigen.rendering.synthesis.shipped_models", list)
+    monkeypatch.setattr("wsigen.rendering.mask_job.shipped_models", list)
     result = CliRunner().invoke(main, ["mask", "sample", "-o", str(tmp_path / "mask.tif"), "--size", "300"])
     assert result.exit_code == 2 and len(result.output.strip().splitlines()) == 1
     assert "no mask model ships" in result.output and "configs/mask.toml" in result.output

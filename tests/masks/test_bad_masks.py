@@ -7,8 +7,9 @@ import pytest
 import tifffile
 
 from wsigen.errors import MaskError
-from wsigen.masks.slide_mask import SlideMask, write_slide_mask
+from wsigen.masks.slide_mask import SlideMask
 from wsigen.masks.window import MaskWindow
+from wsigen.masks.writer import write_slide_mask
 
 CLASSES = np.zeros((60, 80), np.uint8)
 CLASSES[10:20, 10:20] = 2

@@ -10,7 +10,8 @@ from leica import SIZE, write_slide_with_bounds
 
 from wsigen.cli.main import main
 from wsigen.masks.origin import Origin
-from wsigen.masks.slide_mask import MaskWindow, SlideMask
+from wsigen.masks.slide_mask import SlideMask
+from wsigen.masks.window import MaskWindow
 from wsigen.viewer.scene import SceneSettings, open_scene
 
 

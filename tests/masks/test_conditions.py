@@ -12,8 +12,10 @@ from wsigen.conditions.contract import WindowBatch
 from wsigen.conditions.registry import conditions_of
 from wsigen.masks.conditions import derive_conditions, instance_edges, read_conditions, read_surroundings
 from wsigen.masks.demo.mask import demo_mask
-from wsigen.masks.slide_mask import SlideMask, resampled_to, write_slide_mask
+from wsigen.masks.resampling import resampled_to
+from wsigen.masks.slide_mask import SlideMask
 from wsigen.masks.window import MaskWindow
+from wsigen.masks.writer import write_slide_mask
 from wsigen.models.config import ModelConfig
 
 WIDTH, HEIGHT = 640, 560

@@ -18,7 +18,9 @@ from wsigen.masks.demo.mask import write_demo_mask
 from wsigen.masks.exporters import FORMATS, export_mask
 from wsigen.masks.exporters.nuclei import finished_nuclei
 from wsigen.masks.importers import ImportSettings, import_mask
-from wsigen.masks.slide_mask import MaskWindow, SlideMask, write_slide_mask
+from wsigen.masks.slide_mask import SlideMask
+from wsigen.masks.window import MaskWindow
+from wsigen.masks.writer import write_slide_mask
 
 NAMES = ("neutrophil", "epithelial", "lymphocyte", "plasma", "eosinophil", "connective")
 CLASSES = ClassTable.from_config(

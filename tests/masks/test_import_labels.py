@@ -20,7 +20,8 @@ import zarr
 
 from wsigen.errors import MaskError
 from wsigen.masks.importers import ImportReport, ImportSettings, import_mask
-from wsigen.masks.slide_mask import MaskWindow, SlideMask
+from wsigen.masks.slide_mask import SlideMask
+from wsigen.masks.window import MaskWindow
 
 CLASSES = ("neutrophil", "epithelial", "lymphocyte", "plasma", "eosinophil", "connective")
 PUBLISHED = Path(os.environ.get("WSIGEN_TEST_DATA", "no data"))  # a folder with consep/ and lizard/

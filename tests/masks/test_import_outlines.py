@@ -15,7 +15,8 @@ from pycocotools import mask as coco_mask
 
 from wsigen.errors import MaskError
 from wsigen.masks.importers import ImportReport, ImportSettings, import_mask
-from wsigen.masks.slide_mask import MaskWindow, SlideMask
+from wsigen.masks.slide_mask import SlideMask
+from wsigen.masks.window import MaskWindow
 
 CLASSES = ("neutrophil", "epithelial", "lymphocyte", "plasma", "eosinophil", "connective")
 

@@ -11,7 +11,9 @@ import tifffile
 from wsigen.errors import MaskError
 from wsigen.masks.exporters import export_mask
 from wsigen.masks.importers import ImportReport, ImportSettings, import_mask
-from wsigen.masks.slide_mask import MaskWindow, SlideMask, write_slide_mask
+from wsigen.masks.slide_mask import SlideMask
+from wsigen.masks.window import MaskWindow
+from wsigen.masks.writer import write_slide_mask
 from wsigen.models.config import LIZARD_CLASSES
 
 CLASSES = LIZARD_CLASSES.names

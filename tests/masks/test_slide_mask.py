@@ -15,9 +15,11 @@ from hypothesis import strategies as st
 from scipy.ndimage import label
 
 from wsigen.errors import MaskError
-from wsigen.masks.slide_mask import ResampledMask, SlideMask, resampled_to, write_slide_mask
+from wsigen.masks.resampling import ResampledMask, resampled_to
+from wsigen.masks.slide_mask import SlideMask
 from wsigen.masks.summary import summarise
 from wsigen.masks.window import MaskWindow, reflected
+from wsigen.masks.writer import write_slide_mask
 
 WIDTH, HEIGHT = 700, 530
 
@@ -271,7 +273,8 @@ def test_a_gigapixel_mask_is_written_and_read_with_flat_memory(tmp_path):
         import re
         from pathlib import Path
         import numpy as np
-        from wsigen.masks.slide_mask import SlideMask, write_slide_mask
+        from wsigen.masks.slide_mask import SlideMask
+        from wsigen.masks.writer import write_slide_mask
         from wsigen.masks.window import MaskWindow
         SIZE = 60_000
         def rows(y0, y1):

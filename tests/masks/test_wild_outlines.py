@@ -12,7 +12,8 @@ from commands import run
 
 from wsigen.errors import MaskError
 from wsigen.masks.importers import ImportReport, ImportSettings, import_mask
-from wsigen.masks.slide_mask import MaskWindow, SlideMask
+from wsigen.masks.slide_mask import SlideMask
+from wsigen.masks.window import MaskWindow
 from wsigen.models.config import LIZARD_CLASSES
 
 CLASSES = LIZARD_CLASSES.names

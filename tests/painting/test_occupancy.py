@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from wsigen.masks.conditions import read_conditions
-from wsigen.masks.slide_mask import SlideMask, resampled_to
+from wsigen.masks.resampling import resampled_to
+from wsigen.masks.slide_mask import SlideMask
 from wsigen.masks.window import MaskWindow
 from wsigen.masks.writer import write_slide_mask
 from wsigen.painting.canvas import Canvas

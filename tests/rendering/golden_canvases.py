@@ -27,13 +27,14 @@ from PIL import Image
 import wsigen
 from wsigen.config import RenderSettings
 from wsigen.layouts.layout import REGIONS, Layout
-from wsigen.masks.slide_mask import write_slide_mask
 from wsigen.masks.window import MaskWindow
+from wsigen.masks.writer import write_slide_mask
 from wsigen.models.config import ModelConfig
 from wsigen.networks.nasdm import NasdmModel
 from wsigen.painting.canvas import Canvas
 from wsigen.pixels import PIXELS
-from wsigen.rendering.synthesis import LayoutRequest, sample_mask
+from wsigen.rendering.layout_request import LayoutRequest
+from wsigen.rendering.mask_job import sample_mask
 
 FOLDER = Path(__file__).with_name("golden")
 REFRESH = "python tests/rendering/golden_canvases.py"

@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 
     from wsigen.painting.scheduler import Progress
     from wsigen.rendering.many import SlideEntry
+    from wsigen.rendering.mask_job import MaskPlan
     from wsigen.rendering.plan import RenderPlan
-    from wsigen.rendering.synthesis import MaskPlan
 
 
 class Stage:

@@ -15,7 +15,8 @@ from wsigen.cli.options import PATH, condition_option, parse_size
 from wsigen.errors import SettingsError
 
 if TYPE_CHECKING:
-    from wsigen.rendering.synthesis import LayoutRequest, MaskResult
+    from wsigen.rendering.layout_request import LayoutRequest
+    from wsigen.rendering.mask_job import MaskResult
 
 LAYOUT_HELP = f"{', '.join(LAYOUT_PRESETS)}; or a picture painted in the colours of zones, a mask, or a layout."
 
@@ -75,7 +76,7 @@ def sample(
 ) -> None:
     """Sample a mask of a tissue that never existed."""
     from wsigen.config import RenderSettings
-    from wsigen.rendering.synthesis import sample_mask
+    from wsigen.rendering.mask_job import sample_mask
 
     with progress_display() as display:
         stage = display.stage()
@@ -170,7 +171,7 @@ def synth(
 
 def _request(source: str, size: str | None, seed: int, more: tuple[str, ...]) -> LayoutRequest:
     from wsigen.layouts.layout import parse_more
-    from wsigen.rendering.synthesis import LayoutRequest
+    from wsigen.rendering.layout_request import LayoutRequest
 
     return LayoutRequest(source, parse_size(size, one_side=True) if size else None, seed, parse_more(more))
 

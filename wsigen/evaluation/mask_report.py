@@ -81,7 +81,8 @@ def sampled_like(
     fields: list[Field], classes: ClassTable, settings: MaskEvaluation, progress: Reporter
 ) -> Iterator[Field]:
     """A field for each real one and seed, sampled from its layout and measured where the real one is known."""
-    from wsigen.rendering.synthesis import LayoutRequest, sample_mask
+    from wsigen.rendering.layout_request import LayoutRequest
+    from wsigen.rendering.mask_job import sample_mask
 
     with tempfile.TemporaryDirectory(prefix="wsigen-masks-") as folder:
         path, layout = Path(folder) / "sampled.tif", Path(folder) / "layout.tif"

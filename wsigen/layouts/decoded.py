@@ -15,7 +15,7 @@ import numpy as np
 from wsigen.layouts.decoding import HALO, Decoder
 from wsigen.layouts.layout import Layout
 from wsigen.layouts.mask_code import LAND
-from wsigen.masks.slide_mask import MaskSource
+from wsigen.masks.source import MaskSource
 from wsigen.masks.window import TISSUE, MaskWindow
 
 TILE = 1024  # px; with HALO around it twice the pixels are decoded

@@ -11,7 +11,7 @@ from scipy.ndimage import distance_transform_edt
 from wsigen.layouts.layout import CELL, REGIONS, Layout, packed
 from wsigen.masks.classes import ClassTable
 from wsigen.masks.conditions import tissue_near_nuclei
-from wsigen.masks.slide_mask import MaskSource
+from wsigen.masks.source import MaskSource
 from wsigen.masks.window import GLASS, MaskWindow
 
 COARSE = 4  # px; regions are told at this scale

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from wsigen.masks.slide_mask import MaskSource
+from wsigen.masks.source import MaskSource
 from wsigen.masks.window import GLASS, TISSUE, UNKNOWN
 
 GLASS_DEPTH = 8

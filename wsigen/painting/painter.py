@@ -10,16 +10,13 @@ context is what was stored, as uint8, never a live float, and rows of a batch ar
 before the first batch (`Painter.open`).
 """
 
-import hashlib
 import itertools
-import json
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import numpy as np
@@ -39,8 +36,10 @@ from wsigen.networks.denoise import denoise, model_sampler
 from wsigen.networks.denoiser import Denoiser
 from wsigen.networks.recorded import Recorded
 from wsigen.painting import early
+from wsigen.painting.compiled import compiles, digest, kernels_of, triton_version
 from wsigen.painting.rows import RowCheck, Verdict, equal_rows, rows_are_equal
 from wsigen.painting.source import SOURCES, WindowData
+from wsigen.painting.spec import environment
 from wsigen.system.cores import available_cores
 from wsigen.system.local_cache import one_process_at_a_time, recall, remember
 
@@ -265,14 +264,14 @@ class Painter:
             self._verdicts[kinds] = verdict
 
     def _compile(self, equal: BatchTensors, first: bool) -> None:
-        if not _compiles(self.device):
+        if not compiles(self.device):
             return
         from wsigen_kernels.compiling import compile_ahead
 
         processes = min(early.COMPILERS, available_cores()) if first else 0
         begun = partial(early.compiled, self.model.config.name)
         compile_ahead(lambda: self._compute(*equal), self.device, processes, begun)
-        remember(_kernels_of(str(self.device)), True)
+        remember(kernels_of(str(self.device)), True)
 
     def _check(self, equal: BatchTensors) -> Verdict:
         """Run with equal rows and find a way for every operation that does not keep them equal.
@@ -295,12 +294,10 @@ class Painter:
 
     def _fingerprint(self, kinds: Kinds) -> str:
         """What the verdict depends on: the network, the batch, the settings that choose calls, and what computes."""
-        from wsigen.painting.spec import environment
-
         versions = [torch.backends.cudnn.version(), torch.get_num_threads(), norm.BACKEND, attention.BACKEND]
         network = [self.model.config.shape, self.guidance.scale]
         steps = [self.sampler.name, len(self.sampler.steps), str(self.dtype), str(kinds)]
-        return _digest(environment(str(self.device)), versions, network, steps, triton_version(), WAYS_TRIED)
+        return digest(environment(str(self.device)), versions, network, steps, triton_version(), WAYS_TRIED)
 
     def _pixels(self, *tensors: Tensor, stop: Callable[[], bool] = lambda: False) -> Tensor:
         """Paint a batch with rows that are equal where their windows are; arguments and result as in `_compute`."""
@@ -377,32 +374,3 @@ def _numbered(device: torch.device) -> torch.device:
 
 def _kinds(tensors: Sequence[Tensor]) -> Kinds:
     return tuple((tensor.shape, tensor.dtype) for tensor in tensors)
-
-
-def compiles_first(device: str) -> bool:
-    """Whether the first painter on a device will have to compile kernels: no process of this user has yet."""
-    return _compiles(torch.device(device)) and recall(_kernels_of(device)) is None
-
-
-def _compiles(device: torch.device) -> bool:
-    """Whether kernels are compiled for a device."""
-    return device.type == "cuda" and "triton" in (norm.BACKEND, attention.BACKEND)
-
-
-def _kernels_of(device: str) -> str:
-    from wsigen.painting.spec import environment
-
-    return f"kernels-{_digest(environment(device), triton_version())}"
-
-
-def _digest(*facts: object) -> str:
-    """A short name that follows from plain data."""
-    return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()[:24]
-
-
-def triton_version() -> str:
-    """Version of Triton, or that there is none."""
-    try:
-        return version("triton")
-    except PackageNotFoundError:
-        return "none"

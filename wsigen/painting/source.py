@@ -19,7 +19,8 @@ from wsigen.layouts.decoding import Decoder
 from wsigen.layouts.layout import REGIONS, Layout, LayoutWindow, cells_of
 from wsigen.layouts.mask_code import BLANK, MaskCode
 from wsigen.masks.conditions import HALO, Surroundings, read_surroundings
-from wsigen.masks.slide_mask import SlideMask, resampled_to
+from wsigen.masks.resampling import resampled_to
+from wsigen.masks.slide_mask import SlideMask
 from wsigen.models.config import ModelConfig
 from wsigen.painting.canvas import CACHE_BYTES, Canvas, CanvasPanels, write_json
 from wsigen.painting.grid import Rectangle, bounding

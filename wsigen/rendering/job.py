@@ -17,7 +17,11 @@ from typing import Unpack
 
 from wsigen.config import RenderKeywords, RenderSettings
 from wsigen.errors import SettingsError
-from wsigen.masks.slide_mask import MaskSource, MaskWindow, SlideMask, resampled_to, write_slide_mask
+from wsigen.masks.resampling import resampled_to
+from wsigen.masks.slide_mask import SlideMask
+from wsigen.masks.source import MaskSource
+from wsigen.masks.window import MaskWindow
+from wsigen.masks.writer import write_slide_mask
 from wsigen.painting.canvas import write_json
 from wsigen.painting.scheduler import Progress
 from wsigen.rendering.plan import RenderPlan, plan_render

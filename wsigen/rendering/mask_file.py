@@ -12,8 +12,8 @@ from wsigen.layouts.bands import DecodedBands
 from wsigen.layouts.decoding import HALO, Decoder
 from wsigen.layouts.layout import Layout
 from wsigen.layouts.mask_code import BLANK
-from wsigen.masks.slide_mask import write_slide_mask
 from wsigen.masks.window import MaskWindow
+from wsigen.masks.writer import write_slide_mask
 from wsigen.painting.canvas import Canvas, CanvasPanels
 from wsigen.painting.grid import Rectangle
 from wsigen.painting.tasks import Task

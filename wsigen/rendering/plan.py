@@ -13,13 +13,15 @@ from typing import Any
 from wsigen.conditions.registry import conditions_of
 from wsigen.config import RenderSettings
 from wsigen.errors import SettingsError
-from wsigen.masks.slide_mask import MaskWindow, SlideMask, resampled_to
+from wsigen.masks.resampling import resampled_to
+from wsigen.masks.slide_mask import SlideMask
 from wsigen.masks.summary import MaskSummary
+from wsigen.masks.window import MaskWindow
 from wsigen.models.config import ModelConfig
 from wsigen.models.registry import DEFAULT_MODEL, find_model, weights_sha256
+from wsigen.painting.compiled import compiles_first
 from wsigen.painting.grid import Rectangle, WindowGrid
 from wsigen.painting.occupancy import MaskShape, window_occupancy
-from wsigen.painting.painter import compiles_first
 from wsigen.rendering.records import record_of
 from wsigen.rendering.stage import StagePlan, machine_of, paint_spec
 from wsigen.slides.formats import FORMATS, SlideFormat, format_of, stem_of

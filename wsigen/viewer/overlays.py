@@ -14,7 +14,9 @@ from scipy import ndimage
 from wsigen.masks.classes import ClassTable, NucleusClass
 from wsigen.masks.conditions import instance_edges
 from wsigen.masks.outline import trace_bitmap
-from wsigen.masks.slide_mask import MaskSource, SlideMask, resampled_to
+from wsigen.masks.resampling import resampled_to
+from wsigen.masks.slide_mask import SlideMask
+from wsigen.masks.source import MaskSource
 from wsigen.masks.summary import MaskSummary
 from wsigen.slides.pyramid import level_sizes
 from wsigen.viewer.chart import MaskChart

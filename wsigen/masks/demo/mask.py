@@ -20,8 +20,8 @@ from wsigen.masks.demo.stroma import (
     placed_vessels,
 )
 from wsigen.masks.demo.wall import Wall, draw_layers, draw_surface
-from wsigen.masks.slide_mask import write_slide_mask
 from wsigen.masks.window import MaskWindow
+from wsigen.masks.writer import write_slide_mask
 
 FRAGMENT_WIDTH_UM, FRAGMENT_HEIGHT_UM = 3000.0, 900.0
 

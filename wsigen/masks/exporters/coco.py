@@ -10,7 +10,7 @@ import numpy as np
 
 from wsigen.masks.classes import ClassTable
 from wsigen.masks.exporters.writing import Nucleus, OutlineWriter
-from wsigen.masks.slide_mask import MaskSource
+from wsigen.masks.source import MaskSource
 from wsigen.version import __version__
 
 

@@ -16,7 +16,8 @@ from wsigen.masks.exporters.nuclei import Runs, finished_nuclei, finished_tissue
 from wsigen.masks.exporters.writing import Nucleus, OutlineWriter
 from wsigen.masks.origin import Origin
 from wsigen.masks.outline import trace_runs
-from wsigen.masks.slide_mask import MaskSource, SlideMask
+from wsigen.masks.slide_mask import SlideMask
+from wsigen.masks.source import MaskSource
 from wsigen.system.folders import temporary_beside
 from wsigen.system.reporting import Reporter, silent
 

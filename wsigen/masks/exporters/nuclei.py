@@ -14,7 +14,7 @@ import numpy as np
 from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 
-from wsigen.masks.slide_mask import MaskSource
+from wsigen.masks.source import MaskSource
 from wsigen.masks.window import TISSUE, MaskWindow
 from wsigen.masks.writer import TILE
 from wsigen.system.reporting import Reporter, silent

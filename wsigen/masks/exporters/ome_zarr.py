@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from wsigen.masks.classes import ClassTable
-from wsigen.masks.slide_mask import MaskSource
+from wsigen.masks.source import MaskSource
 from wsigen.masks.summary import NucleusCount
 from wsigen.masks.window import MaskWindow
 from wsigen.system.reporting import Reporter

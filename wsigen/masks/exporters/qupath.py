@@ -10,7 +10,7 @@ import numpy as np
 
 from wsigen.masks.classes import ClassTable
 from wsigen.masks.exporters.writing import Nucleus, OutlineWriter, identifier_of
-from wsigen.masks.slide_mask import MaskSource
+from wsigen.masks.source import MaskSource
 
 TISSUE_COLOUR = [150, 150, 150]
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from wsigen.masks.classes import ClassTable
 from wsigen.masks.exporters.writing import Nucleus, OutlineWriter, identifier_of
-from wsigen.masks.slide_mask import MaskSource
+from wsigen.masks.source import MaskSource
 
 STORE_VERSION = "1.0.1"
 PACKING_LEVEL = 6

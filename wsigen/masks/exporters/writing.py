@@ -12,7 +12,7 @@ from typing import Self
 import numpy as np
 
 from wsigen.masks.classes import ClassTable, NucleusClass
-from wsigen.masks.slide_mask import MaskSource
+from wsigen.masks.source import MaskSource
 
 _NAMESPACE = uuid.UUID("6f0b6a0e-5b1e-5d0a-9f55-3a6d0c1f4e77")
 

@@ -6,7 +6,8 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from wsigen.masks.slide_mask import MaskWindow, SlideMask
+from wsigen.masks.slide_mask import SlideMask
+from wsigen.masks.window import MaskWindow
 from wsigen.models.config import ModelConfig
 from wsigen.rendering.plan import MaskFacts
 from wsigen.system.caching import file_stamp
