@@ -1,74 +1,17 @@
 """Imports run one way: a room imports rooms of lower floors, and no files import each other in a circle."""
 
-import ast
-from collections.abc import Iterator
+import runpy
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
+from types import SimpleNamespace
 
-ROOT = Path(__file__).parents[1]
-GROUND = 1
-# From the lowest floor to the highest; what is named nowhere stands on the ground, beside wsigen.errors.
-FLOORS = (
-    "wsigen_kernels",
-    "wsigen.errors wsigen.system",
-    "wsigen.diffusion",
-    "wsigen.masks",
-    "wsigen.layouts",
-    "wsigen.slides",
-    "wsigen.models",
-    "wsigen.conditions",
-    "wsigen.networks wsigen.config",
-    "wsigen.painting",
-    "wsigen.rendering",
-    "wsigen.dataset wsigen.training",
-    "wsigen.evaluation",
-    "wsigen.viewer",
-    "wsigen",  # what users import
-    "wsigen.cli wsigen.__main__",
-)
-FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms.split()}
+rooms = SimpleNamespace(**runpy.run_path(str(Path(__file__).parents[1] / "docs/rooms.py")))
 
 Arrow = tuple[str, str]
 
 
-def modules() -> dict[str, Path]:
-    """Files of the package by the name under which they are imported."""
-    found = {}
-    for folder, package in (("wsigen", "wsigen"), ("kernels", "wsigen_kernels")):
-        for path in (ROOT / folder).rglob("*.py"):
-            parts = (package, *path.relative_to(ROOT / folder).with_suffix("").parts)
-            found[".".join(part for part in parts if part != "__init__")] = path
-    return found
-
-
-def imported(path: Path) -> Iterator[str]:
-    """What a file imports anywhere, inside functions too: packages, modules, and names in either."""
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"{path}:{node.lineno}: import by the full name, so that this test sees it"
-            yield from (f"{node.module}.{alias.name}" for alias in node.names)
-
-
-def found_arrows() -> set[Arrow]:
-    """Pairs (file, file that it imports)."""
-    known, found = modules(), set()
-    for module, path in known.items():
-        for name in imported(path):
-            target = name if name in known else name.rpartition(".")[0]
-            if target in known and target != module:
-                found.add((module, target))
-    return found
-
-
-def floor(module: str) -> int:
-    first, *rest = module.split(".")
-    return FLOOR_OF.get(first if first == "wsigen_kernels" else ".".join((first, *rest[:1])), GROUND)
-
-
 def runs_up(arrow: Arrow) -> bool:
-    return floor(arrow[1]) > floor(arrow[0])
+    return rooms.floor(arrow[1]) > rooms.floor(arrow[0])
 
 
 def circle(arrows: set[Arrow]) -> list[str]:
@@ -83,14 +26,29 @@ def circle(arrows: set[Arrow]) -> list[str]:
     return []
 
 
-ARROWS = found_arrows()
+ARROWS = set(rooms.file_arrows())
 
 
 def test_no_import_runs_up():
     upward = [f"{module} imports {target}" for module, target in sorted(ARROWS) if runs_up((module, target))]
-    assert not upward, "a room imports rooms of lower floors: see FLOORS"
+    assert not upward, "a room imports rooms of lower floors: see FLOORS in docs/rooms.py"
 
 
 def test_no_files_import_each_other_in_a_circle():
     found = circle(ARROWS)
     assert not found
+
+
+def test_the_picture_shows_the_rooms_of_the_code():
+    drawn = rooms.PICTURE.read_text(encoding="utf-8")
+    assert drawn == rooms.whole_picture(), "draw it anew: python docs/rooms.py"
+
+
+def test_a_masks_way_goes_through_rooms_that_import_each_other():
+    steps = rooms.walk_steps()
+    assert sorted({number for numbers in steps.values() for number in numbers}) == list(range(1, 15))
+    assert {"cli", "rendering", "masks", "painting", "conditions", "networks", "slides"} <= steps.keys()
+
+
+def test_arrows_that_follow_from_others_are_left_out():
+    assert rooms.needed({("a", "b"), ("b", "c"), ("a", "c")}) == {("a", "b"), ("b", "c")}
