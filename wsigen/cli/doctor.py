@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 @click.command()
 def models() -> None:
-    """List the models that ship, with their classes, scale, styles and licence."""
+    """List the models that ship, with their classes, scale, styles, conditions and licence."""
     from wsigen.models.config import ModelConfig
     from wsigen.models.registry import DEFAULT_MODEL, shipped_models
 
@@ -26,6 +26,7 @@ def models() -> None:
         click.echo(f"  {config.mpp:g} um/px, {config.licence or 'no licence stated'}: {config.terms}")
         click.echo(f"  classes: {', '.join(f'{entry.index} {entry.name}' for entry in config.classes)}")
         click.echo(f"  styles: {', '.join(style.name for style in config.styles)}")
+        click.echo(f"  conditions: {', '.join(config.conditions)}")
 
 
 @click.command()

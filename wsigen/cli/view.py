@@ -11,7 +11,7 @@ import click
 
 from wsigen.choices import AUTO, DEVICES
 from wsigen.cli.display import work_bars
-from wsigen.cli.options import PATH
+from wsigen.cli.options import PATH, condition_option
 from wsigen.errors import SettingsError
 from wsigen.masks.origin import ORIGIN_HELP, Origin
 
@@ -23,6 +23,7 @@ from wsigen.masks.origin import ORIGIN_HELP, Origin
 @click.option("--compare", type=PATH, help="Another slide, side by side or under a curtain.")
 @click.option("--model", default="", help="Of a mask: name of a shipped model, or folder of one.")
 @click.option("--style", help="Of a mask: a style's name, or a picture or slide to measure.")
+@condition_option
 @click.option("--seed", type=int, help="Of a mask. [default: 0]")
 @click.option("--steps", type=click.IntRange(1, 1000), help="Of a mask: denoising steps. [default: the model's]")
 @click.option("--device", type=click.Choice([AUTO, *DEVICES]), default="auto", show_default=True)

@@ -1,1 +1,1 @@
-"""The denoiser and what belongs to it: U-Net, conditioning, stain style, checkpoints and the registry of models."""
+"""Models as users meet them: their configuration, their stain styles, and the registry of those that ship."""

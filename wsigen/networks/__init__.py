@@ -1,1 +1,1 @@
-"""Networks that measure pictures; the denoiser is in `wsigen.models`."""
+"""Networks: the contract of a denoiser, the one that ships, the denoising loop, and networks that measure pictures."""

@@ -9,7 +9,7 @@ The same weights and the same sums in the same order, cut otherwise:
   doubled is convolved as it is (see wsigen_kernels.upsample);
 - the biases of convolutions ride along with what comes before or follows: torch adds them in a pass of their own.
 
-What is computed differs from the plain network by rounding alone; tests/models/test_fused.py bounds it.
+What is computed differs from the plain network by rounding alone; tests/networks/test_unet_fused.py bounds it.
 """
 
 from __future__ import annotations

@@ -1,1 +1,1 @@
-"""From windows to the canvas: batches, tasks, workers."""
+"""From windows to the canvas: sources, batches, tasks, workers."""

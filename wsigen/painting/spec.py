@@ -18,7 +18,7 @@ from wsigen.painting.grid import WindowGrid
 from wsigen.pixels import PIXELS
 
 # On a CPU every operation runs on one thread, whatever the machine: torch's group_norm and its float32 convolutions
-# round differently with two. The cores are filled by painting several batches at once (engine.SlideWorker).
+# round differently with two. The cores are filled by painting several batches at once: see WorkerThreads.
 INTRA_OP_THREADS = 1
 
 

@@ -1,7 +1,7 @@
 """Synthetic masks: the function behind ``wsigen mask sample``.
 
-A layout says where each region lies. The mask model paints a picture of the mask on a canvas, with the engine that
-paints slides. The picture is decoded into a slide mask.
+A layout says where each region lies. The mask model paints a picture of the mask on a canvas, as slides are
+painted. The picture is decoded into a slide mask.
 """
 
 from __future__ import annotations
