@@ -84,7 +84,7 @@ def floor(module: str) -> int:
     return FLOOR_OF.get(first if first == KERNELS else ".".join((first, *rest[:1])), GROUND)
 
 
-SMALL, PUBLIC = "errors, choices, ..", "wsigen"  # boxes of modules that lie in no folder
+SMALL, PUBLIC = "errors and others", "wsigen"  # boxes of modules that lie in no folder
 
 
 def room_of(module: str) -> str:
@@ -158,14 +158,19 @@ def whole_picture() -> str:
     return Drawing(rows_of(arrows), needed(arrows), Counter(map(room_of, modules())), walk_steps()).svg()
 
 
-MARGIN, ROW, TOP = 20, 90, 20
-BOX_HEIGHT, BOX_WIDTH, GAP = 52, 200, 28
+MARGIN, ROW, TOP = 16, 102, 16
+BOX_HEIGHT, BOX_WIDTH, GAP = 66, 160, 22
 STARTS, ROUNDS = 40, 40  # orders of the rows that are tried, and how often each is improved
+NOTES = (
+    "An arrow: imports. An arrow that follows from others is left out: a room may import all that lies",
+    "further along its arrows.",
+    "Violet: a mask comes through here on its way to a slide, in the steps that are named.",
+)
 STYLE = """
   .paper { fill: #ffffff } text { font-family: sans-serif; fill: #1c1b22 }
   .box { fill: #f2f1f7; stroke: #8a85a0 } .walked { fill: #e5dcff; stroke: #5e35b1; stroke-width: 2 }
-  .name { font-size: 16px; font-weight: bold } .count { font-size: 12px; fill: #55525f }
-  .steps { font-size: 12px; fill: #4527a0; font-weight: bold } .note { font-size: 13px; fill: #55525f }
+  .name { font-size: 16px; font-weight: bold } .count { font-size: 13px; fill: #55525f }
+  .steps { font-size: 13px; fill: #4527a0; font-weight: bold } .note { font-size: 13px; fill: #55525f }
   .arrow { fill: none; stroke: #8a85a0; stroke-width: 1.4 } .head { fill: #8a85a0 }
 """
 
@@ -259,7 +264,7 @@ class Drawing:
 
     def svg(self) -> str:
         """The whole picture."""
-        height = TOP + ROW * len(self.rows) + 30
+        height = TOP + ROW * len(self.rows) + 44
         rooms = [room for row in self.rows for room in row if "@" not in room]
         parts = [
             f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {self.width} {height}" width="{self.width}">',
@@ -270,10 +275,10 @@ class Drawing:
             f'<rect class="paper" width="{self.width}" height="{height}" rx="8"/>',
             *(self._line(self.ways[arrow]) for arrow in self.arrows),
             *(self._box(room) for room in rooms),
-            f'<text class="note" x="{MARGIN}" y="{height - 34}">An arrow: imports. Arrows that follow from others are '
-            "left out: a room may import all that lies further along its arrows.</text>",
-            f'<text class="note" x="{MARGIN}" y="{height - 14}">Violet: a mask comes through here on its way to a '
-            "slide, in the steps that are named.</text>",
+            *(
+                f'<text class="note" x="{MARGIN}" y="{height - 50 + 20 * number}">{line}</text>'
+                for number, line in enumerate(NOTES)
+            ),
             "</svg>",
         ]
         return "\n".join(parts) + "\n"
@@ -294,15 +299,21 @@ class Drawing:
 
     def _box(self, room: str) -> str:
         """A room with its number of modules, and the steps of the walk in it."""
-        x, y, steps = self.x[room], self._y(room), self.steps.get(room, [])
-        count = self.counts[room]
-        lines = f"{count} module{'s' * (count > 1)}"
-        walked = f'<tspan class="steps" dx="8">step{"s" * (len(steps) > 1)} {_ranges(steps)}</tspan>' if steps else ""
-        return (
-            f'<rect class="{"walked" if steps else "box"}" x="{x - BOX_WIDTH / 2:.0f}" y="{y:.0f}" width="{BOX_WIDTH}" '
-            f'height="{BOX_HEIGHT}" rx="6"/>'
-            f'<text class="name" x="{x:.0f}" y="{y + 22:.0f}" text-anchor="middle">{escape(room)}</text>'
-            f'<text class="count" x="{x:.0f}" y="{y + 41:.0f}" text-anchor="middle">{lines}{walked}</text>'
+        x, y, count, steps = self.x[room], self._y(room), self.counts[room], self.steps.get(room, [])
+        lines = [("name", room), ("count", f"{count} module{'s' * (count > 1)}")]
+        if steps:
+            lines.append(("steps", f"step{'s' * (len(steps) > 1)} {_ranges(steps)}"))
+        first = y + (22 if steps else 31)
+        return "\n".join(
+            [
+                f'<rect class="{"walked" if steps else "box"}" x="{x - BOX_WIDTH / 2:.0f}" y="{y:.0f}" '
+                f'width="{BOX_WIDTH}" height="{BOX_HEIGHT}" rx="6"/>',
+                *(
+                    f'<text class="{kind}" x="{x:.0f}" y="{first + 18 * number:.0f}" text-anchor="middle">'
+                    f"{escape(text)}</text>"
+                    for number, (kind, text) in enumerate(lines)
+                ),
+            ]
         )
 
 
