@@ -84,7 +84,7 @@ def floor(module: str) -> int:
     return FLOOR_OF.get(first if first == KERNELS else ".".join((first, *rest[:1])), GROUND)
 
 
-SMALL, PUBLIC = "errors and others", "wsigen"  # boxes of modules that lie in no folder
+SMALL, PUBLIC = "small modules", "wsigen"  # boxes of modules that lie in no folder
 
 
 def room_of(module: str) -> str:
