@@ -131,7 +131,9 @@ def test_facts_of_the_manifest_are_read_by_group(data):
 
 
 def test_it_is_trained_and_read_back_and_its_weights_move(data, tmp_path):
-    settings = replace(SETTINGS, conditions={"organ": {"drop": 0.25}}, learning_rate=1e-2, modulation_rate=1.0)
+    changes = {"conditions": list(CONFIG.conditions)}
+    rates = {"learning_rate": 1e-2, "modulation_rate": 1.0}
+    settings = replace(SETTINGS, architecture="tiny", model=changes, conditions={"organ": {"drop": 0.25}}, **rates)
     result = train(settings, data, tmp_path, device="cpu", report=lambda _: None)
     assert result.step == 6
     model = Denoiser.from_pretrained(tmp_path / "model")

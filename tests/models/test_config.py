@@ -143,3 +143,24 @@ def test_conditions_that_are_no_list_are_refused_by_name(conditions):
     text = json.dumps({**json.loads(TINY.to_json()), "conditions": conditions})
     with pytest.raises(ModelError, match=r"somewhere\.json is not a model configuration"):
         ModelConfig.from_json(text, "somewhere.json")
+
+
+def test_a_recipe_changes_what_differs_from_an_architecture():
+    tiny = ModelConfig.preset("tiny")
+    changed = tiny.changed({"conditions": ["mask", "tissue"], "unet": {"spade_hidden": 8}, "window": 32})
+    assert (changed.conditions, changed.unet.spade_hidden, changed.window) == (("mask", "tissue"), 8, 32)
+    assert changed.unet.channels == tiny.unet.channels and tiny.changed({}) == tiny
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"colour": 1}, "model.colour: unknown"),
+        ({"unet": {"width": 3}}, "width"),
+        ({"conditions": "mask"}, "conditions"),
+    ],
+)
+def test_a_change_that_is_none_is_refused_in_one_line(changes, said):
+    with pytest.raises(ModelError, match=said) as refused:
+        ModelConfig.preset("tiny").changed(changes)
+    assert "\n" not in str(refused.value)

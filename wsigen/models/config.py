@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -245,6 +246,18 @@ class ModelConfig:
         if name not in PRESETS:
             raise ModelError(f"no architecture is called {name!r}; there are: {', '.join(PRESETS)}")
         return PRESETS[name]
+
+    def changed(self, changes: Mapping[str, Any]) -> ModelConfig:
+        """The configuration with other values, as config.json would have them; those of ``unet`` one by one.
+
+        Raises ModelError for a key or a value that is none.
+        """
+        data = json.loads(self.to_json())
+        for name, value in changes.items():
+            if name not in data:
+                raise ModelError(f"model.{name}: unknown; a model has {', '.join(data)}")
+            data[name] = {**data[name], **value} if name == "unet" and isinstance(value, Mapping) else value
+        return ModelConfig.from_json(json.dumps(data), "the recipe's [model]")
 
 
 def _of_lists(data: dict[str, Any]) -> dict[str, Any]:

@@ -118,7 +118,7 @@ class DenoisingTrainer(Trainer):
 
 def _configure(settings: TrainSettings, manifest: Manifest, bank: PatchBank) -> ModelConfig:
     """Fill a preset with what the data says: classes, scale, range of stain styles, named styles."""
-    preset = ModelConfig.preset(settings.architecture)
+    preset = ModelConfig.preset(settings.architecture).changed(settings.model)
     if preset.paints != "slide":
         raise SettingsError(f'architecture {preset.name!r} paints masks; its task is "mask"')
     if settings.prediction:

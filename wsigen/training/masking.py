@@ -43,7 +43,7 @@ class MaskTrainer(DenoisingTrainer):
 
     def configure(self, manifest: Manifest) -> ModelConfig:
         """Fill the preset of the recipe with the classes of the data, its scale, and what its nuclei are like."""
-        preset = ModelConfig.preset(self.settings.architecture)
+        preset = ModelConfig.preset(self.settings.architecture).changed(self.settings.model)
         if preset.paints != "mask":
             raise SettingsError(f"architecture {preset.name!r} paints no masks; take mask-colon-20x")
         blank = StainStyle("mask", glass_rgb=BLANK)

@@ -61,6 +61,7 @@ class TrainSettings:
 
     task: str = "denoise"  # see wsigen.training.loop.TASKS
     architecture: str = "nasdm-colon-20x"
+    model: dict[str, Any] = field(default_factory=dict)  # what differs from the architecture, as config.json has it
     prediction: str = ""  # of the denoiser: v, eps or x0; empty: as the architecture has it
     seed: int = 0
     phases: tuple[Phase, ...] = ()
