@@ -82,8 +82,16 @@ class Denoiser(nn.Module, ABC):
 
     @classmethod
     def from_config(cls, config: ModelConfig) -> Denoiser:
-        """Build the untrained network of a configuration. Raises ModelError for an architecture that is unknown."""
-        return architecture(config.architecture)(config)
+        """Build the untrained network of a configuration.
+
+        Raises ModelError for an architecture that is unknown, and for options that it does not take.
+        """
+        build = architecture(config.architecture)
+        try:
+            return build(config)
+        except (TypeError, ValueError) as error:
+            said = " ".join(str(error).split())
+            raise ModelError(f"model {config.name!r}: its {config.architecture!r} cannot be built: {said}") from error
 
     @classmethod
     def from_pretrained(cls, name_or_path: str | Path) -> Self:
