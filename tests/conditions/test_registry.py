@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 
+from wsigen.conditions.contract import Condition, TensorSpec
 from wsigen.conditions.registry import CONDITIONS, conditions_of, source_of, specs_of
 from wsigen.errors import ModelError
 from wsigen.models.config import ModelConfig
@@ -111,3 +112,23 @@ def test_a_model_is_painted_from_one_source():
     assert source_of(TINY) == "mask" and source_of(ModelConfig.preset("tiny-mask")) == "density"
     one_line(lambda: source_of(replace(TINY, conditions=("mask", "density"))), "'tiny'", "['density', 'mask']")
     one_line(lambda: source_of(replace(TINY, conditions=("stain",))), "'tiny'", "nothing")
+
+
+class Dotted(Condition):
+    """A condition whose tensor has a name that no weight can have."""
+
+    name = "dotted"
+
+    @property
+    def specs(self):
+        return (TensorSpec("dotted.vector", "vector", 2),)
+
+
+@pytest.mark.parametrize("name", ["or.gan", "or=gan", "", "or gan"])
+def test_a_name_that_no_weight_or_setting_can_have_is_refused(name):
+    one_line(lambda: conditions_of(replace(TINY, conditions=("stain", name))), repr(name), "letters")
+
+
+def test_a_tensor_that_no_weight_can_be_called_after_is_refused(monkeypatch):
+    monkeypatch.setitem(CONDITIONS, "dotted", f"{__name__}:Dotted")
+    one_line(lambda: specs_of(replace(TINY, conditions=("stain", "dotted"))), "'dotted.vector'", "letters")

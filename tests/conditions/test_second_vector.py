@@ -9,13 +9,18 @@ import torch
 
 from wsigen.conditions import registry
 from wsigen.conditions.contract import Condition, ConditionBatch, Field, TensorSpec
-from wsigen.errors import SettingsError
+from wsigen.errors import DataError, SettingsError
+from wsigen.evaluation.asked_stain.painting import Bench
+from wsigen.evaluation.asked_stain.styles import read_masks
+from wsigen.evaluation.material import PaintOptions
 from wsigen.models.config import PRESETS, ModelConfig
 from wsigen.networks.denoiser import Denoiser
 from wsigen.painting.painter import Painter
 from wsigen.painting.slide_worker import fixed_threads
 from wsigen.painting.spec import PaintSpec
+from wsigen.system.devices import choose_device
 from wsigen.training.data import manifest as manifests
+from wsigen.training.data.manifest import TrainingImage
 from wsigen.training.loop import train
 from wsigen.training.patches import PatchBank
 from wsigen.training.prepare import prepare
@@ -162,3 +167,26 @@ def test_a_setting_that_is_not_allowed_is_named():
     with pytest.raises(SettingsError, match="organ 'liver': choose one of colon, breast, lung"):
         Organ(CONFIG).resolve("liver")
     assert Organ(CONFIG).resolve(None) == "colon"
+
+
+def test_the_stains_of_a_model_that_takes_it_are_measured(data):
+    masks, _ = read_masks(data, 6, 32, torch.device("cpu"))
+    drawn = [masks.groups.facts[group]["organ"] for group in masks.crops.group.tolist()]
+    assert drawn == [ORGANS["abc".index(name)] for name in masks.sources] and set(drawn) == set(ORGANS)
+    bench = Bench(lively(), masks, PaintOptions(), choose_device("cpu"), lambda *_: None)
+    assert bench.paint(np.zeros(6), np.arange(3)).shape == (3, 32, 32, 3)
+
+
+def test_facts_of_all_pictures_of_a_group_count():
+    image = TrainingImage("p", "own", "g", "train", 8, 8, "manual")
+    pictures = [replace(image, facts=facts) for facts in ({"organ": "lung"}, {}, {"scanner": "x", "organ": "lung"})]
+    assert manifests.facts_of_groups("data", pictures) == {"g": {"organ": "lung", "scanner": "x"}}
+
+
+def test_facts_of_a_group_that_contradict_each_other_are_refused(data):
+    manifest = manifests.load(data)
+    first, other = manifest.images[0], manifest.images[1]
+    images = (first, replace(other, group=first.group, split=first.split))
+    with pytest.raises(DataError, match=r"manifest.json: group 'a' has organ 'colon' and 'breast'") as caught:
+        PatchBank(data, replace(manifest, images=images), "train", SETTINGS, torch.device("cpu"))
+    assert "\n" not in str(caught.value)

@@ -6,6 +6,7 @@ name is the condition's and whose value is its class. Nothing is imported before
 
 from __future__ import annotations
 
+import re
 from functools import cache
 from importlib import import_module
 from importlib.metadata import entry_points
@@ -43,14 +44,21 @@ def _class_of(name: str) -> type[Condition]:
 
 def conditions_of(config: ModelConfig) -> tuple[Condition, ...]:
     """The conditions of a model, in the order of its configuration. Raises ModelError for a name that is unknown."""
-    return tuple(_class_of(name)(config) for name in config.conditions)
+    return tuple(_class_of(_checked(name))(config) for name in config.conditions)
+
+
+def _checked(name: str) -> str:
+    """The name of a condition or of a tensor; ModelError unless a setting and a weight can be called so."""
+    if not re.fullmatch(r"[A-Za-z0-9_-]+", name):
+        raise ModelError(f"condition {name!r}: a name has letters, digits, - and _ alone; choose another one")
+    return name
 
 
 def specs_of(config: ModelConfig) -> tuple[TensorSpec, ...]:
     """The tensors that a model's network is given, in order; the plane of guidance follows the other planes."""
     from wsigen.conditions.guidance import PRESENT
 
-    specs = [spec for condition in conditions_of(config) for spec in condition.specs]
+    specs = [spec for condition in conditions_of(config) for spec in condition.specs if _checked(spec.name)]
     return (*specs, PRESENT)
 
 

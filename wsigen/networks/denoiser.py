@@ -89,7 +89,7 @@ class Denoiser(nn.Module, ABC):
         build = architecture(config.architecture)
         try:
             return build(config)
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, KeyError) as error:
             said = " ".join(str(error).split())
             raise ModelError(f"model {config.name!r}: its {config.architecture!r} cannot be built: {said}") from error
 

@@ -6,7 +6,7 @@ seen; each is flipped and turned at random (the eight symmetries of the square, 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,6 +22,7 @@ from wsigen.models.stain import StainStyle, measure_style
 from wsigen.training.data.manifest import (
     Manifest,
     TrainingImage,
+    facts_of_groups,
     image_path,
     instance_path,
     label_path,
@@ -77,8 +78,8 @@ class PatchBank:
         self._fields = [Labels(fields.classes, fields.known) for _, fields in loaded]
         packed = (np.dstack(_parts(*image, *([next(depths)] if depth else []))) for image in loaded)
         self._store([rgb.shape[:2] for rgb, _ in loaded], (*NAMES, *((DEPTH,) if depth else ())), packed)
-        facts = {entry.group: entry.facts for entry in self.entries}
-        self.facts = [facts[group] for group in self.groups]
+        facts = facts_of_groups(folder, self.entries)
+        self.facts: list[Mapping[str, str]] = [facts[group] for group in self.groups]
         index_of = {group: index for index, group in enumerate(self.groups)}
         self.group = torch.tensor([index_of[entry.group] for entry in self.entries], device=device)
 

@@ -73,7 +73,8 @@ class Bench:
 
         def inputs(part: Tensor) -> ConditionBatch:
             stain, glass = (row.expand(len(part), -1) for row in (style, white))
-            return plain_conditions(self.model.conditions, self.masks.crops.part(part), glass, {"stain": stain})
+            crops = self.masks.crops.part(part)
+            return plain_conditions(self.model.conditions, crops, glass, {"stain": stain}, self.masks.groups)
 
         numbers = torch.from_numpy(which).to(device)
         return paint_windows(self.model, inputs, numbers, self.options, self.choice)

@@ -5,8 +5,8 @@ The styles are those of source images and of the model, and designed ones around
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -25,10 +25,20 @@ SPREAD = 0.15  # variance that designed styles have in every direction, beside w
 
 
 @dataclass(frozen=True)
+class JoinedGroups:
+    """Groups of the pictures of several banks, one bank's after the other's: see `Groups`."""
+
+    device: torch.device
+    styles: list[StainStyle]
+    facts: list[Mapping[str, str]]
+
+
+@dataclass(frozen=True)
 class Masks:
     """Windows whose masks are painted."""
 
     crops: Crops
+    groups: JoinedGroups
     sources: np.ndarray  # (N,) names of their source images
     held_out: np.ndarray  # (N,) bool: of the validation side
 
@@ -54,6 +64,7 @@ def read_masks(data: Path, count: int, window: int, device: torch.device) -> tup
     """
     manifest = folder_format.load(data)
     crops, names, held_out, sources = [], [], [], []
+    groups = JoinedGroups(device, [], [])
     sides = [side for side in ("val", "train") if any(entry.split == side for entry in manifest.images)]
     for side in sides:
         bank = PatchBank(data, manifest, side, TrainSettings(crop_stride=max(1, window // 4)), device)
@@ -62,20 +73,23 @@ def read_masks(data: Path, count: int, window: int, device: torch.device) -> tup
         sources += [Source(name, style, side == "val") for name, style in pairs if name in drawn]
         for name, places in _places(bank, window, drawn, count // len(sides)):
             image, x, y = (torch.from_numpy(column).to(device) for column in places)
-            crops.append(bank.cut(image, x, y, window, torch.zeros_like(image)))
+            cut = bank.cut(image, x, y, window, torch.zeros_like(image))
+            crops.append(replace(cut, group=cut.group + len(groups.styles)))
             names += [name] * len(image)
             held_out += [side == "val"] * len(image)
+        groups.styles.extend(bank.styles)
+        groups.facts.extend(bank.facts)
     if not any(held_out):
         raise DataError(f"{data}: no held-out picture holds a window of {window} px; take a smaller --window")
     if len(set(names)) < 2:
         raise DataError(f"{data}: one source image alone holds windows of {window} px; a fit needs two or more")
-    return Masks(_joined(crops), np.array(names), np.array(held_out)), sources
+    return Masks(_joined(crops), groups, np.array(names), np.array(held_out)), sources
 
 
 def _joined(parts: Sequence[Crops]) -> Crops:
-    """Crops of several banks as one; their groups are of their banks and mean nothing any more."""
+    """Crops of several banks as one."""
     planes, group = (torch.cat(list(tensors)) for tensors in zip(*((part.planes, part.group) for part in parts)))
-    return Crops(planes, parts[0].names, torch.zeros_like(group))
+    return Crops(planes, parts[0].names, group)
 
 
 def _places(bank: PatchBank, window: int, drawn: set[str], wanted: int) -> list[tuple[str, list[np.ndarray]]]:

@@ -10,7 +10,7 @@ training machine needs neither library in particular.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
@@ -62,6 +62,24 @@ class Manifest:
     def sources(self) -> tuple[str, ...]:
         """Names of the data sets that the pictures came from, sorted."""
         return tuple(sorted({image.source for image in self.images}))
+
+
+def facts_of_groups(folder: str | Path, images: Sequence[TrainingImage]) -> dict[str, dict[str, str]]:
+    """What is known of each group: the facts of all its pictures together.
+
+    Raises:
+        DataError: two pictures of a group contradict each other.
+    """
+    known: dict[str, dict[str, str]] = {}
+    for image in images:
+        facts = known.setdefault(image.group, {})
+        for name, value in image.facts.items():
+            if facts.setdefault(name, value) != value:
+                raise DataError(
+                    f"{Path(folder) / FILE_NAME}: group {image.group!r} has {name} {facts[name]!r} and {value!r}; "
+                    "give all pictures of a group the same facts"
+                )
+    return known
 
 
 def image_path(folder: str | Path, name: str) -> Path:
