@@ -24,7 +24,7 @@ from wsigen.training.settings import TrainSettings
 SPREAD = 0.15  # variance that designed styles have in every direction, beside what the sources show
 
 
-@dataclass(frozen=True)
+@dataclass
 class JoinedGroups:
     """Groups of the pictures of several banks, one bank's after the other's: see `Groups`."""
 
