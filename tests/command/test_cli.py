@@ -237,7 +237,9 @@ def test_info_models_and_doctor_speak(model: Path, mask: Path, tmp_path: Path, m
     assert code == 0 and "synthetic: version" in text and "0.5 um/px" in text
     code, text = run("models")
     assert code == 0 and "(default)" in text and "CC-BY-NC-SA-4.0" in text
-    assert "conditions: stain, mask, tissue, context" in text
+    assert "is told: stain (violet, lavender, lilac, rose, magenta, plum); mask; tissue; context" in text
+    code, text = run("models", model)
+    assert code == 0 and text.startswith("tiny v1:") and "is told: stain (violet); mask; tissue; context" in text
     code, text = run("doctor")
     assert code == 0 and "attention:" in text and "group norm:" in text
     assert torch.cuda.is_available() or "triton: Triton needs a CUDA device" in text

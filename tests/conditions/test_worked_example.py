@@ -117,6 +117,7 @@ def test_the_condition_is_trained_with_its_recipe_and_painted_with(data, tmp_pat
     assert again.exit_code == 0, again.output
     assert np.array_equal(picture("lung.svs"), picture("again.svs"))
 
+    assert "; organ (colon, breast, lung); " in command("models", "organs").output
     refused = command("render", "mask.tif", "-o", "x.svs", "--model", "organs", "--condition", "organ=liver")
     assert refused.exit_code == 2 and not Path("x.svs").exists()
     assert refused.stderr.strip() == "wsigen: organ 'liver': choose one of colon, breast, lung"

@@ -12,6 +12,7 @@ from wsigen.models.config import ModelConfig
 from wsigen.painting.grid import Rectangle, bounding
 from wsigen.rendering.plan import plan_render
 from wsigen.slides.pyramid import halve
+from wsigen.viewer.form import Answers
 from wsigen.viewer.live.mask import ReadMask, read_mask
 from wsigen.viewer.live.sessions import Session
 from wsigen.viewer.live.slide import LiveSlide
@@ -131,7 +132,7 @@ def test_changed_settings_paint_anew(live, tiny_model, own_mask, rendered):
 
     session = look_and_wait(live, 0, 0, 100, 100)
     generation = live.status(session)["generation"]
-    live.choose(seed=9, style="violet", steps=3)
+    live.choose(Answers(9, 3, {"stain": "violet"}))
     eventually(lambda: live.status(session)["seed"] == 9)
     wait_until_painted(live, session)
     assert live.status(session)["generation"] > generation
@@ -215,7 +216,7 @@ def test_sessions_and_waiting_changes_are_bounded(live):
 def test_settings_that_cannot_be_are_refused_and_change_nothing(live):
     spec = live.view.plan.spec
     with pytest.raises((SettingsError, ModelError)):
-        live.choose(seed=-1, style="violet", steps=2)
-    with pytest.raises(KeyError):
-        live.choose(seed=1, style="no such", steps=2)
+        live.choose(Answers(-1, 2, {"stain": "violet"}))
+    with pytest.raises(ModelError, match="no style 'no such'"):
+        live.choose(Answers(1, 2, {"stain": "no such"}))
     assert live.view.plan.spec == spec

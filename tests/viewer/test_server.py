@@ -101,10 +101,22 @@ def test_bad_bodies_are_refused(live, body):
 def test_bodies_settings_and_sessions_have_bounds(live):
     assert live.post("/api/look", b" " * 5000)[0] == 413
     assert live.post("/api/look", {"session": "s", "x": 0, "y": 0, "width": 1, "height": 1})[0] == 404
-    for wrong in ({"steps": 5000}, {"seed": -1}, {"style": "/etc/passwd"}, {"style": ["violet"]}, {"seed": None}):
-        assert live.post("/api/settings", {"seed": 1, "style": "violet", "steps": 2, **wrong})[0] == 400
+    for wrong in (
+        {"steps": 5000},
+        {"seed": -1},
+        {"conditions": {"stain": "/etc/passwd"}},
+        {"conditions": {"stain": ["violet"]}},
+        {"conditions": {"no": ""}},
+        {"conditions": []},
+        {"seed": None},
+    ):
+        assert live.post("/api/settings", {"seed": 1, "steps": 2, "conditions": {"stain": "violet"}, **wrong})[0] == 400
     assert (
-        live.post("/api/settings", {"seed": 1, "style": "violet", "steps": 2}, **{"Content-Type": "text/plain"})[0]
+        live.post(
+            "/api/settings",
+            {"seed": 1, "steps": 2, "conditions": {"stain": "violet"}},
+            **{"Content-Type": "text/plain"},
+        )[0]
         == 400
     )
     assert live.post("/api/save/stop", {})[0] == 409
@@ -113,10 +125,10 @@ def test_bodies_settings_and_sessions_have_bounds(live):
 def test_other_hosts_and_other_sites_are_refused(live):
     assert live.get("/api/scene", headers={"Host": "evil.example"})[0] == 403
     site = {"Origin": "http://evil.example"}
-    assert live.post("/api/settings", {"seed": 1, "style": "violet", "steps": 2}, **site)[0] == 403
+    assert live.post("/api/settings", {"seed": 1, "steps": 2, "conditions": {"stain": "violet"}}, **site)[0] == 403
     assert live.post("/api/save", {}, Origin="null")[0] == 403
     own = {"Origin": live.address}
-    assert live.post("/api/settings", {"seed": 1, "style": "violet", "steps": 2}, **own)[0] == 200
+    assert live.post("/api/settings", {"seed": 1, "steps": 2, "conditions": {"stain": "violet"}}, **own)[0] == 200
 
 
 def test_only_this_machine_is_listened_to():

@@ -10,23 +10,34 @@ import click
 from wsigen.version import __version__
 
 if TYPE_CHECKING:
-    pass
+    from wsigen.conditions.contract import Condition
 
 
 @click.command()
-def models() -> None:
-    """List the models that ship, with their classes, scale, styles, conditions and licence."""
+@click.argument("names", metavar="[MODEL]...", nargs=-1)
+def models(names: tuple[str, ...]) -> None:
+    """List models with their classes, scale, licence and what they are told: those that ship, or folders of others."""
+    from wsigen.conditions.registry import conditions_of
     from wsigen.models.config import ModelConfig
-    from wsigen.models.registry import DEFAULT_MODEL, shipped_models
+    from wsigen.models.registry import DEFAULT_MODEL, find_model, shipped_models
 
-    for name, folder in shipped_models().items():
+    shipped = shipped_models()
+    for folder in [find_model(name) for name in names or shipped]:
         config = ModelConfig.load(folder)
-        mark = " (default)" if name == DEFAULT_MODEL else ""
-        click.echo(f"{name} v{config.version}{mark}: {config.description or 'no description'}")
+        mark = " (default)" if folder == shipped.get(DEFAULT_MODEL) else ""
+        click.echo(f"{config.name} v{config.version}{mark}: {config.description or 'no description'}")
         click.echo(f"  {config.mpp:g} um/px, {config.licence or 'no licence stated'}: {config.terms}")
         click.echo(f"  classes: {', '.join(f'{entry.index} {entry.name}' for entry in config.classes)}")
-        click.echo(f"  styles: {', '.join(style.name for style in config.styles)}")
-        click.echo(f"  conditions: {', '.join(config.conditions)}")
+        click.echo(f"  is told: {'; '.join(_told(condition) for condition in conditions_of(config))}")
+
+
+def _told(condition: Condition) -> str:
+    """A condition, and what may be set where it is asked for."""
+    field = condition.form()
+    if field is None:
+        return condition.name
+    allowed = {"text": "any text", "number": f"a number{field.bounds}", "choice": ", ".join(field.choices)}
+    return f"{condition.name} ({allowed[field.kind] or 'none named'})"
 
 
 @click.command()
@@ -47,6 +58,7 @@ def doctor(device: str | None, model: str | None, batch_size: int | None, dtype:
     import torch
     from wsigen_kernels.dispatch import attention_choice, norm_choice, triton_obstacle, xformers_obstacle
 
+    from wsigen.models.registry import shipped_models
     from wsigen.system.devices import choose_device
 
     click.echo(f"wsigen {__version__}, python {sys.version.split()[0]}")
@@ -69,4 +81,5 @@ def doctor(device: str | None, model: str | None, batch_size: int | None, dtype:
         for line in check_rows(RenderSettings(model=model or "", device=device, dtype=dtype, batch_size=batch_size)):
             click.echo(line)
     click.echo("models:")
-    click.get_current_context().invoke(models)
+    own = [model] if model and model not in shipped_models() else []
+    click.get_current_context().invoke(models, names=(*shipped_models(), *own))

@@ -39,12 +39,23 @@ class TensorSpec:
 
 @dataclass(frozen=True)
 class Field:
-    """How a form asks for a slide's value: a label, its kind, and what may be chosen where that is a list."""
+    """How a form asks for a slide's value: a label, its kind, and what may be chosen where that is a list.
+
+    default: what is shown where nothing is set; "" stands for not told. least, most: of a number.
+    """
 
     label: str
     kind: Literal["text", "number", "choice"]
     choices: tuple[str, ...] = ()
     default: str = ""
+    least: float | None = None
+    most: float | None = None
+
+    @property
+    def bounds(self) -> str:
+        """Bounds of a number in words: " from 0 to 120"; "" where there are none."""
+        parts = ((" from", self.least), (" to", self.most))
+        return "".join(f"{word} {bound}" for word, bound in parts if bound is not None)
 
 
 @dataclass(frozen=True)
@@ -220,7 +231,8 @@ class Condition(ABC):
     def resolve(self, setting: Any) -> Any:
         """A user's setting (from the command line, Python or the viewer) as a value that JSON can hold.
 
-        None stands for nothing set. Raises SettingsError, in one line that names what is allowed.
+        None stands for nothing set. Values that it gave are taken as well: records keep them. Raises SettingsError, in
+        one line that names what is allowed.
         """
         return setting
 

@@ -21,9 +21,13 @@ def slide_path(plan: RenderPlan, chosen: Path | None) -> Path:
     if chosen is not None:
         return chosen
     spec = plan.spec
-    style = re.sub(r"[^A-Za-z0-9_-]+", "-", spec.style.name)
+    told = "-".join(_part_of_name(str(value)) for value in (spec.style.name, *dict(spec.conditions).values()))
     steps = "" if spec.num_inference_steps == plan.config.num_inference_steps else f"-{spec.num_inference_steps}steps"
-    return plan.mask.with_name(f"{plan.mask.stem}-{style}-seed{spec.seed}{steps}.svs")
+    return plan.mask.with_name(f"{plan.mask.stem}-{told}-seed{spec.seed}{steps}.svs")
+
+
+def _part_of_name(value: str) -> str:
+    return re.sub(r"[^A-Za-z0-9_-]+", "-", value)[:40]
 
 
 class SaveJob:
@@ -80,7 +84,8 @@ class SaveJob:
     def _render(self) -> None:
         spec = self._plan.spec
         settings = vars(self._settings) | {
-            "seed": spec.seed, "style": spec.style, "steps": spec.num_inference_steps
+            "seed": spec.seed, "style": spec.style, "steps": spec.num_inference_steps,
+            "conditions": dict(spec.conditions),
         }  # fmt: skip
         render(
             self._plan.mask,

@@ -97,13 +97,13 @@ class Scene:
         plan, live = self.live.view.plan, self.live
         out = slide_path(plan, self.settings.out)
         if out.exists():
-            raise SettingsError(f"{out.name} exists; move it away first, or change seed, style or steps")
+            raise SettingsError(f"{out.name} exists; move it away first, or change what is asked in the page")
 
         def ended() -> None:
             live.paused_around = False
 
         live.paused_around = True
-        self.saving = SaveJob(plan, out, live.settings, ended)
+        self.saving = SaveJob(plan, out, live.view.settings, ended)
         return self.saving
 
     def describe(self) -> dict[str, Any]:
@@ -132,10 +132,7 @@ class Scene:
             "id": "live", "name": plan.mask.name, "kind": "live", "levels": self.live.levels, "mpp": plan.spec.mpp,
             "objective": plan.config.objective_power, "synthetic": True, "facts": {"model": plan.config.name},
             "place": vars(Place()), "generation": self.live.view.generation,
-            "styles": [
-                {"name": style.name, "rgb": _tone(style.vector)} for style in self.live.styles.values()
-            ],
-            "default_steps": plan.config.num_inference_steps,
+            "form": self.live.form.describe(),
             "device": plan.machine.device.description,
         }  # fmt: skip
 
@@ -244,8 +241,3 @@ def _place(path: Path, first: tuple[int, int, float | None], other: tuple[int, i
         f"{path}: {other[0]} x {other[1]} pixels do not fit the slide's {first[0]} x {first[1]}, and no scale says how "
         "they lie; give a file of the same slide"
     )
-
-
-def _tone(vector: tuple[float, ...]) -> str:
-    """Mean colour of a stain as "#rrggbb"."""
-    return "#" + "".join(f"{round(255 * 10**-density):02x}" for density in vector[:3])

@@ -38,7 +38,6 @@ WAITING = 512  # tiles that wait for that; more are refused
 LARGEST_BODY = 4096
 EVENT_SECONDS = 0.25
 SILENT_SECONDS = 10.0
-MOST_STEPS = 1000
 FARTHEST = 1 << 31
 KINDS = {"jpg": "image/jpeg", "png": "image/png"}
 PAGE_TYPES = {
@@ -217,13 +216,13 @@ class _Viewer:
         return _fresh({"ok": True})
 
     async def choose(self, request: Request) -> Response:
-        """Other settings: {seed, style, steps}."""
+        """Other settings: some of {seed, steps, conditions}, as the form of the scene asks for them."""
         live, body = self._live(), await _body(request)
-        seed, steps = _whole(body, "seed", 0, (1 << 53) - 1), _whole(body, "steps", 1, MOST_STEPS)
-        style = body.get("style")
-        if not isinstance(style, str) or style not in live.styles:
-            raise HTTPException(400, f"style: must be one of {', '.join(live.styles)}")
-        await self._worked(partial(live.choose, seed, style, steps))
+        try:
+            answers = live.form.read(body)
+        except SettingsError as error:
+            raise HTTPException(400, str(error)) from error
+        await self._worked(partial(live.choose, answers))
         return _fresh({"ok": True})
 
     async def save(self, request: Request) -> Response:

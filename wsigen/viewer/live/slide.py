@@ -1,8 +1,8 @@
 """A slide that is painted while it is viewed.
 
 One thread paints. Whoever asks for a tile gets at once what there is. Pages say where they look; what no page shows any
-more is given up before its next batch. A change of seed, style or steps, or of the mask's file, is taken up by the same
-thread; after a change of the mask, every window that does not depend on the change is kept.
+more is given up before its next batch. A change of what the form asks for, or of the mask's file, is taken up by the
+same thread; after a change of the mask, every window that does not depend on the change is kept.
 """
 
 from __future__ import annotations
@@ -18,13 +18,14 @@ import numpy as np
 
 from wsigen.config import RenderSettings
 from wsigen.errors import WsigenError
-from wsigen.models.stain import StainStyle
 from wsigen.painting.grid import Rectangle, Window
 from wsigen.painting.occupancy import changed_windows
 from wsigen.painting.on_demand import CACHE_BYTES
 from wsigen.painting.slide_worker import fixed_threads
+from wsigen.painting.spec import PaintSpec
 from wsigen.rendering.on_demand import GeneratedSlide
 from wsigen.rendering.plan import RenderPlan, plan_render
+from wsigen.viewer.form import Answers, Form
 from wsigen.viewer.live.mask import WATCH_SECONDS, MaskWatch, ReadMask, read_mask
 from wsigen.viewer.live.queue import BlockCutter, is_outdated, next_block
 from wsigen.viewer.live.sessions import Session, Sessions
@@ -47,10 +48,13 @@ class LiveSlide:
         self.painting_seconds, self.painted = 0.0, 0
         self.kept = 0  # windows that outlived the last change of the mask
         overlay = MaskOverlay(plan.mask, plan.config.classes, plan.summary, mask.chart, plan.spec.mpp)
-        self._tiles = LiveTiles(View(0, plan, overlay))
+        self._tiles = LiveTiles(View(0, plan, overlay, settings))
+        self.form = Form(plan.config, plan.spec.style)
         self._mask, self._watch = mask, MaskWatch(plan.mask)
         self._condition = threading.Condition()  # guards what follows
         self._sessions = Sessions()
+        self._choosing = threading.Lock()  # guards the choice that was accepted last, and what it paints with
+        self._chosen: tuple[RenderSettings, PaintSpec] = settings, plan.spec
         self._wanted: RenderSettings | None = settings  # to be taken up
         self._current: Rectangle | None = None  # block that is being painted
         self._idle = self._closed = False
@@ -67,13 +71,6 @@ class LiveSlide:
     def levels(self) -> list[tuple[int, int]]:
         """Sizes of the levels."""
         return self.view.levels
-
-    @property
-    def styles(self) -> dict[str, StainStyle]:
-        """Styles by name: the model's, and the one that was measured for the start."""
-        first = self.settings.style
-        measured = {first.name: first} if isinstance(first, StainStyle) else {}
-        return {style.name: style for style in self.view.plan.config.styles} | measured
 
     @property
     def sessions(self) -> tuple[str, ...]:
@@ -138,8 +135,8 @@ class LiveSlide:
             "state": state,
             "problem": problem,
             "seed": spec.seed,
-            "style": spec.style.name,
             "steps": spec.num_inference_steps,
+            "conditions": self.form.shown(view.settings, spec.style),
             "looking": look is not None,
             "windows": needed,
             "painted": needed - missing,
@@ -147,15 +144,17 @@ class LiveSlide:
             "windows_per_second": round(self.painted / self.painting_seconds, 3) if self.painting_seconds else None,
         }
 
-    def choose(self, seed: int, style: str, steps: int) -> None:
+    def choose(self, answers: Answers) -> None:
         """Paint with other settings from now on. Raises SettingsError or ModelError."""
-        settings = replace(self.settings, seed=seed, style=self.styles[style], steps=steps)
-        plan = self._planned(settings, self._mask)  # refused here, not in the thread
-        with self._condition:
-            if plan.spec == self.view.plan.spec and self._wanted is None:
+        with self._choosing:  # the next choice adds to this one, whether it is taken up already or not
+            settings = self.form.settings(self._chosen[0], answers)
+            plan = self._planned(settings, self._mask)  # refused here, not in the thread
+            if plan.spec == self._chosen[1]:
                 return
-            self._wanted = settings
-            self._interrupt()
+            self._chosen = settings, plan.spec
+            with self._condition:
+                self._wanted = settings
+                self._interrupt()
 
     def _cutter(self) -> BlockCutter:
         plan = self.view.plan
@@ -247,7 +246,7 @@ class LiveSlide:
     def _reopen(self, settings: RenderSettings) -> None:
         """Begin anew with other settings."""
         self.state, self.problem = "opening", ""
-        self._replace(self._planned(settings, self._mask), self.view.overlay, None)
+        self._replace(self._planned(settings, self._mask), self.view.overlay, settings, None)
 
     def _read_again(self) -> None:
         """Go on with a changed mask; what does not depend on the change stays painted."""
@@ -255,7 +254,7 @@ class LiveSlide:
         old = self.view
         read = read_mask(self._watch.path, old.plan.config)
         spec = old.plan.spec
-        settings = replace(self.settings, seed=spec.seed, style=spec.style, steps=spec.num_inference_steps)
+        settings = replace(old.settings, seed=spec.seed, style=spec.style, steps=spec.num_inference_steps)
         plan = self._planned(settings, read)
         overlay = MaskOverlay(plan.mask, plan.config.classes, plan.summary, read.chart, plan.spec.mpp)
         overlay.revision = old.overlay.revision + 1
@@ -265,13 +264,16 @@ class LiveSlide:
         if cells is not None and same_model and plan.grid == old.plan.grid and plan.spec == old.plan.spec:
             changed = changed_windows(plan.grid, overlay.mask, cells, plan.spec.mpp)
         self._mask = read
-        self._replace(plan, overlay, changed)  # the old overlay closes itself once no request holds it
+        self._replace(plan, overlay, settings, changed)  # the old overlay closes itself once no request holds it
 
-    def _replace(self, plan: RenderPlan, overlay: MaskOverlay, changed: np.ndarray | None) -> None:
+    def _replace(
+        self, plan: RenderPlan, overlay: MaskOverlay, settings: RenderSettings, changed: np.ndarray | None
+    ) -> None:
         """Take up a plan. changed: windows that must be painted again, None for all; bool (rows, columns)."""
         old = self.view
         if changed is None:  # nothing of the old slide holds any more: show the preview while the model is loaded
-            self._show(View(old.generation + 1, plan, overlay), [Rectangle(0, 0, plan.grid.width, plan.grid.height)])
+            everything = Rectangle(0, 0, plan.grid.width, plan.grid.height)
+            self._show(View(old.generation + 1, plan, overlay, settings), [everything])
         model = None
         if old.slide is not None:
             old.slide.close()  # at most one painter at a time holds the cores
@@ -281,7 +283,7 @@ class LiveSlide:
             self.kept = slide.painter.inherit(old.slide.painter, changed)
         slide.painter.on_painted = self._note
         parts = [plan.grid.held(Window(int(i), int(j))) for j, i in np.argwhere(changed)] if changed is not None else []
-        self._show(View(self.view.generation + (changed is not None), plan, overlay, slide), parts)
+        self._show(View(self.view.generation + (changed is not None), plan, overlay, settings, slide), parts)
 
     def _show(self, view: View, parts: list[Rectangle]) -> None:
         """Show another view, in which some parts look different."""

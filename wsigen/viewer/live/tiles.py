@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from wsigen.config import RenderSettings
 from wsigen.painting.grid import Rectangle
 from wsigen.rendering.on_demand import GeneratedSlide
 from wsigen.rendering.plan import RenderPlan
@@ -30,11 +31,15 @@ Box = tuple[int, int, int, int]  # x, y, width, height in pixels of a level
 
 @dataclass(frozen=True)
 class View:
-    """What is being painted, all of one mask and one choice of settings; ``slide`` is None until the model is there."""
+    """What is being painted, all of one mask and one choice of settings; ``slide`` is None until the model is there.
+
+    ``settings`` are those that ``plan`` was made of.
+    """
 
     generation: int
     plan: RenderPlan
     overlay: MaskOverlay
+    settings: RenderSettings
     slide: GeneratedSlide | None = None
 
     @property

@@ -1,6 +1,7 @@
 // A slide in the making: where the page looks goes to the server, what is painted comes back; settings; saving.
 
-import { choose, count, duration, element, notice, post } from "./api.js";
+import { button, count, duration, element, notice, post } from "./api.js";
+import { inputOf, slider } from "./form.js";
 
 const LOOK_EVERY = 150;  // ms, while moving
 
@@ -69,9 +70,9 @@ export class Live {
     this.all = all;
     element("progress-bar").style.width = `${status.windows ? (100 * status.painted) / status.windows : 0}%`;
     this.words(status, all);
-    if (document.activeElement !== element("seed")) element("seed").value = status.seed;
-    if (document.activeElement !== element("steps")) this.showSteps(status.steps);
-    choose(element("styles"), [...element("styles").children].find((one) => one.dataset.style === status.style));
+    this.seed.show(status.seed);
+    this.steps.show(status.steps);
+    for (const [name, input] of Object.entries(this.conditions)) input.show(status.conditions[name]);
     this.current = status;
     this.saving(status.save);
   }
@@ -105,33 +106,22 @@ export class Live {
   }
 
   controls() {
-    const styles = this.picture.styles.map((style) => {
-      const made = document.createElement("button"), tone = document.createElement("i");
-      made.dataset.style = style.name;
-      tone.style.background = style.rgb;
-      made.append(tone, style.name);
-      made.addEventListener("click", () => this.choose({ style: style.name }));
-      return made;
-    });
-    element("styles").replaceChildren(...styles);
-    element("seed").addEventListener("change", () => this.choose({ seed: element("seed").valueAsNumber }));
-    element("dice").addEventListener("click", () => this.choose({ seed: Math.floor(Math.random() * 1e6) }));
-    element("steps").addEventListener("input", () => this.showSteps(element("steps").valueAsNumber));
-    element("steps").addEventListener("change", () => this.choose({ steps: element("steps").valueAsNumber }));
+    const { seed, steps, conditions } = this.picture.form;
+    const dice = button("⟳", () => this.choose({ seed: Math.floor(Math.random() * 1e6) }), "Another seed");
+    dice.id = "dice";
+    this.seed = inputOf("seed", seed, (value) => this.choose({ seed: value }), dice);
+    this.steps = slider("steps", steps, (value) => this.choose({ steps: value }));
+    this.conditions = Object.fromEntries(Object.entries(conditions).map(([name, field]) =>
+      [name, inputOf(`condition-${name}`, field, (value) => this.choose({ conditions: { [name]: value } }))]));
+    const inputs = [this.seed, ...Object.values(this.conditions), this.steps];
+    element("form").replaceChildren(...inputs.map((input) => input.row));
     element("save").addEventListener("click", () => post("api/save", {}).catch((error) => notice(error.message)));
     element("stop-saving").addEventListener("click", () => post("api/save/stop", {}).catch((error) => notice(error.message)));
   }
 
-  showSteps(steps) {
-    element("steps").max = Math.max(32, steps);
-    element("steps").value = steps;
-    element("steps-value").textContent = steps;
-  }
-
   choose(change) {
     document.activeElement?.blur();
-    const { seed, style, steps } = { ...this.current, ...change };
-    post("api/settings", { seed, style, steps }).catch((error) => notice(error.message));
+    post("api/settings", change).catch((error) => notice(error.message));
   }
 
   saving(save) {
