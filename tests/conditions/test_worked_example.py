@@ -29,7 +29,7 @@ from wsigen.training.prepare import prepare
 TEXT = (Path(__file__).parents[2] / "CONTRIBUTING.md").read_text(encoding="utf-8")
 SECTION = TEXT.partition("## Add a condition")[2].partition("\n## ")[0]
 BLOCKS = [(kind, dedent(code)) for kind, code in re.findall(r"^ *```(\w+)\n(.*?)^ *```$", SECTION, re.S | re.M)]
-MODULE, ENTRY, PRESET, RECIPE, COMMAND, CALL = (code for _, code in BLOCKS)
+MODULE, ENTRY, RECIPE, COMMAND, CALL = (code for _, code in BLOCKS)
 SIDE = 160
 SHORT = """
 learning_rate = 0.01
@@ -47,7 +47,7 @@ steps = 6
 
 @pytest.fixture(autouse=True)
 def added(tmp_path, monkeypatch):
-    """The file, the line of the registry and the architecture; a small network stands for the large one."""
+    """The file and the line of the registry; a small network stands for the large one."""
     (tmp_path / "organ.py").write_text(MODULE)
     spec = importlib.util.spec_from_file_location("wsigen.conditions.organ", tmp_path / "organ.py")
     module = importlib.util.module_from_spec(spec)
@@ -56,8 +56,7 @@ def added(tmp_path, monkeypatch):
     registry._class_of.cache_clear()
     for name, path in ast.literal_eval(f"{{{ENTRY}}}").items():
         monkeypatch.setitem(registry.CONDITIONS, name, path)
-    for name, config in eval(f"{{{PRESET}}}", {"replace": replace, "_COLON": ModelConfig.preset("tiny")}).items():
-        monkeypatch.setitem(PRESETS, name, config)
+    monkeypatch.setitem(PRESETS, "nasdm-colon-20x", ModelConfig.preset("tiny"))
     yield
     registry._class_of.cache_clear()
 
