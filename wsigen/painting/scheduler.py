@@ -103,8 +103,8 @@ def paint_canvas(
 class Below:
     """The stage that a run is painted from, on another canvas: a task waits for what its windows see of it.
 
-    ``seen``: the part of the stage below, in its pixels, that a part of the slide follows from. ``run`` is added to the
-    scheduler before the run that it is below of.
+    ``seen``: the part of the stage below, in its pixels, that a part of the slide follows from. ``run``, unless it is
+    finished, is added to the scheduler before the run that it is below of.
     """
 
     run: Run
@@ -217,11 +217,11 @@ class TaskScheduler:
         run.ways = self.executor.prepare(run.job)
         waits = _Waits(len(self._runs), run)
         if run.below is not None:
-            below = next(other for other in self._runs if other.run is run.below.run)
+            by_run = {id(other.run): other for other in self._runs}
             for task in run.plan.tasks:
                 for source in run.below.tasks_for(run.canvas, task):
                     waits.wait_for(task)
-                    below.above.setdefault(source, []).append((waits, task))
+                    by_run[id(run.below.run)].above.setdefault(source, []).append((waits, task))
         for rank in waits.ready:
             heapq.heappush(self._ready, (waits.number, rank))
         self._runs.append(waits)

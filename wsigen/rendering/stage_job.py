@@ -91,6 +91,13 @@ class StageJob(ABC):
         if self.writer is not None:
             self.writer.stop()
 
+    def check(self) -> None:
+        """Raise what went wrong with the canvas or the file meanwhile."""
+        if self.run.error is not None:
+            raise self.run.error
+        if self.writer is not None:
+            self.writer.painted(self.run.progress.rows_done, None)
+
     def encoded(self) -> bool:
         """Whether the file is written, so that finishing would not wait. To be asked once all is painted."""
         assert self.writer is not None
@@ -121,9 +128,8 @@ def paint_stages(jobs: Sequence[StageJob]) -> None:
             engine.add(run)
         while not all(run.finished for run in missing):
             engine.step()
-            for run in missing:
-                if run.error is not None:
-                    raise run.error
+            for job in jobs:
+                job.check()
 
 
 def check_canvas_folder(plan: StagePlan) -> None:

@@ -20,6 +20,7 @@ from wsigen.errors import SettingsError
 from wsigen.layouts.decoded import TILE, Place, around
 from wsigen.masks.conditions import HALO as MASK_HALO
 from wsigen.masks.summary import MaskSummary
+from wsigen.masks.window import reflected
 from wsigen.models.registry import (
     DEFAULT_MODEL,
     load_config,
@@ -71,7 +72,9 @@ def synthesise(
     on_paint: Callable[[Progress], None] = lambda progress: None,
     on_rows: Callable[[int], None] = lambda rows: None,
 ) -> SynthResult:
-    """Sample a synthetic mask and paint its slide. A window is painted as soon as the mask around it is sampled.
+    """Sample a synthetic mask and paint its slide.
+
+    Workers that the mask leaves idle begin with those windows of the slide around which the mask is sampled.
 
     Args:
         slide: the slide to write; the mask is written beside it.
@@ -154,11 +157,14 @@ def plan_above(below: MaskPlan, slide: Path, settings: RenderSettings) -> Render
 
 
 def seen_of_mask(grid: WindowGrid, part: Rectangle) -> Rectangle:
-    """What of a mask's picture decides the mask around a part of the slide, which may reach beyond it."""
-    left, top = max(0, part.x - MASK_HALO), max(0, part.y - MASK_HALO)
-    right = min(grid.width, part.x + part.width + MASK_HALO)
-    bottom = min(grid.height, part.y + part.height + MASK_HALO)
-    return Rectangle(*around(Place(left, top, right - left, bottom - top), grid.width, grid.height, TILE))
+    """What of a mask's picture decides the mask around a part of the slide, which may reach beyond it.
+
+    Beyond the slide the mask is reflected, so that a window there reads what lies up to its width inside the border.
+    """
+    columns = reflected(part.x - MASK_HALO, part.width + 2 * MASK_HALO, grid.width)
+    rows = reflected(part.y - MASK_HALO, part.height + 2 * MASK_HALO, grid.height)
+    left, top, right, bottom = (int(edge) for edge in (columns.min(), rows.min(), columns.max(), rows.max()))
+    return Rectangle(*around(Place(left, top, right - left + 1, bottom - top + 1), grid.width, grid.height, TILE))
 
 
 def painted_from_file(plan: RenderPlan, mask: Path) -> RenderPlan:
