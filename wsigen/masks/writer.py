@@ -55,7 +55,8 @@ def write_slide_mask(
         overwrite: replace an existing file.
 
     Raises:
-        MaskError: the file exists, its folder does not, or bands do not fit the size or the planes.
+        MaskError: the file exists or cannot be replaced, its folder does not, or bands do not fit the size or the
+            planes.
     """
     path = Path(path)
     if path.is_dir():
@@ -84,7 +85,10 @@ def write_slide_mask(
             for name, spool in spools.items():
                 spool.add(None if band is None else _plane_of(band, name), rows)
         _assemble(folder / "mask.tif", spools, width, height, mpp)
-        os.replace(folder / "mask.tif", path)
+        try:
+            os.replace(folder / "mask.tif", path)
+        except OSError as error:
+            raise MaskError(f"{path}: could not be replaced ({error.strerror}); choose another name") from error
 
 
 def _plane_of(band: MaskWindow, name: str) -> Any:
