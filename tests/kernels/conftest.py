@@ -1,13 +1,8 @@
 """Where the kernels run in these tests: compiled on a GPU, in Triton's interpreter elsewhere."""
 
-import os
-
 import pytest
 import torch
 from contract import needs_triton
-
-if not torch.cuda.is_available():
-    os.environ.setdefault("TRITON_INTERPRET", "1")  # read when a kernel's module is imported, which is lazy
 
 
 @pytest.fixture(params=["torch", "triton"])

@@ -5,15 +5,10 @@ compared with the plain network in float32, and the fused one may err half as mu
 """
 
 import importlib.util
-import os
 from dataclasses import replace
 
 import pytest
 import torch
-
-if not torch.cuda.is_available():
-    os.environ.setdefault("TRITON_INTERPRET", "1")  # read when the kernels are imported, which is lazy
-
 from random_told import told_for
 
 from wsigen.conditions.contract import ConditionBatch
