@@ -25,7 +25,7 @@ def noise(seed=0):
 
 @pytest.mark.parametrize("steps", [2, 3, 4])
 def test_the_fit_holds_for_other_noise(steps):
-    timesteps = spaced_timesteps(SCHEDULE, steps, "trailing", 0.4)
+    timesteps = spaced_timesteps(SCHEDULE, steps, 0.4)
     plan, usual, fitted = fit(exact, SCHEDULE, timesteps, noise(), NONE_KNOWN)
     assert fitted < 0.75 * usual
     truth = follow(make_sampler("unipc", SCHEDULE, 100), exact, noise(1))[-1]
@@ -46,7 +46,7 @@ def test_known_pixels_do_not_count_and_stay_as_they_are():
     def predict(x, t):
         return torch.where(known, 0.25, exact(x, t))
 
-    timesteps = spaced_timesteps(SCHEDULE, 3, "trailing", 0.4)
+    timesteps = spaced_timesteps(SCHEDULE, 3, 0.4)
     plan, _, _ = fit(predict, SCHEDULE, timesteps, noise(), known)
     assert plan[-1].x == 0 and plan[-1].x0 + plan[-1].x0_previous == pytest.approx(1, abs=1e-12)
     painted = follow(make_sampler("fitted", SCHEDULE, 3, timesteps=timesteps, fitted=plan), predict, noise())[-1]

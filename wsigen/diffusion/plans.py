@@ -84,7 +84,7 @@ class Knot:
         return Knot(float(t), schedule.alpha(t), schedule.sigma(t), 0.5 * schedule.log_snr(t))
 
 
-def _ddpm_plan(knots: list[Knot], _eta: float) -> list[StepCoefficients]:
+def _ddpm_plan(knots: list[Knot]) -> list[StepCoefficients]:
     """Ancestral sampling on the respaced chain: Ho et al. 2020, eq. 7, betas as in Nichol & Dhariwal 2021, eq. 19.
 
     ``beta = 1 - alpha_bar_t / alpha_bar_s``; variance ``beta~ = beta sigma_s² / sigma_t²``.
@@ -105,24 +105,16 @@ def _ddpm_plan(knots: list[Knot], _eta: float) -> list[StepCoefficients]:
     return plan
 
 
-def _ddim_plan(knots: list[Knot], eta: float) -> list[StepCoefficients]:
-    """Song et al. 2021, eqs. 12 and 16: ``alpha_s x_0 + sqrt(sigma_s² - n²) eps + n z``, eps from x and x_0."""
+def _ddim_plan(knots: list[Knot]) -> list[StepCoefficients]:
+    """Song et al. 2021, eq. 12 without fresh noise: ``alpha_s x_0 + sigma_s eps``, eps from x and x_0."""
     plan = []
     for now, after in pairwise(knots):
-        noise = eta * (after.sigma / now.sigma) * math.sqrt(1 - (now.alpha / after.alpha) ** 2)
-        along_eps = math.sqrt(after.sigma**2 - noise**2) / now.sigma
-        plan.append(
-            StepCoefficients(
-                timestep=now.t,
-                x=along_eps,
-                x0=after.alpha - along_eps * now.alpha,
-                noise=noise,
-            )
-        )
+        along_eps = after.sigma / now.sigma
+        plan.append(StepCoefficients(timestep=now.t, x=along_eps, x0=after.alpha - along_eps * now.alpha))
     return plan
 
 
-def _multistep_plan(knots: list[Knot], _eta: float) -> list[StepCoefficients]:
+def _multistep_plan(knots: list[Knot]) -> list[StepCoefficients]:
     """DPM-Solver++(2M), Lu et al. 2022 (arXiv 2211.01095), algorithm 2; its first step is of order 1 (DDIM).
 
     ``x_s = (sigma_s / sigma_t) x - alpha_s (e^{-h} - 1) ((1 + 1/2r) x_0 - (1/2r) x_0')``, r = h' / h.
@@ -143,7 +135,7 @@ def _multistep_plan(knots: list[Knot], _eta: float) -> list[StepCoefficients]:
     return plan
 
 
-def _consistency_plan(knots: list[Knot], _eta: float) -> list[StepCoefficients]:
+def _consistency_plan(knots: list[Knot]) -> list[StepCoefficients]:
     """Multistep consistency sampling, Song et al. 2023 (arXiv 2303.01469), algorithm 1: ``alpha_s x_0 + sigma_s z``.
 
     Of a model that was tuned for it; of any other it gives what its first data predictions are, which is blurred.
@@ -151,12 +143,12 @@ def _consistency_plan(knots: list[Knot], _eta: float) -> list[StepCoefficients]:
     return [StepCoefficients(now.t, x=0.0, x0=after.alpha, noise=after.sigma) for now, after in pairwise(knots)]
 
 
-def _unipc_plan(knots: list[Knot], eta: float) -> list[StepCoefficients]:
+def _unipc_plan(knots: list[Knot]) -> list[StepCoefficients]:
     """UniPC-2 with B(h) = e^h - 1 and data prediction, Zhao et al. 2023 (arXiv 2302.04867).
 
     Its predictor of order 2 is DPM-Solver++(2M)'s; every step but the first then corrects x with the new prediction.
     """
-    plan = _multistep_plan(knots, eta)
+    plan = _multistep_plan(knots)
     for k in range(1, len(plan)):
         older = knots[k - 2] if k > 1 else None
         corrector = _unipc_corrector(older, knots[k - 1], knots[k])
@@ -188,7 +180,7 @@ def _unipc_corrector(older: Knot | None, before: Knot, now: Knot) -> CorrectorCo
     )
 
 
-PLANS: dict[str, Callable[[list[Knot], float], list[StepCoefficients]]] = {
+PLANS: dict[str, Callable[[list[Knot]], list[StepCoefficients]]] = {
     "ddpm": _ddpm_plan,
     "ddim": _ddim_plan,
     "dpm++2m": _multistep_plan,

@@ -12,7 +12,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
-from typing import Literal
 
 import torch
 from torch import Tensor
@@ -21,8 +20,6 @@ from wsigen.diffusion.gaussian import learned_range_log_variance
 from wsigen.diffusion.plans import FITTED, PLANS, SAMPLERS, CorrectorCoefficients, FittedStep, Knot, StepCoefficients
 from wsigen.diffusion.schedules import NoiseSchedule
 from wsigen.errors import SettingsError
-
-Spacing = Literal["trailing", "leading", "linspace", "log_snr"]
 
 
 @dataclass(frozen=True)
@@ -45,11 +42,6 @@ class Sampler:
     def timesteps(self) -> tuple[float, ...]:
         """Timesteps at which the model is called: one for each step, falling, in [0, T - 1]."""
         return tuple(step.timestep for step in self.steps)
-
-    @property
-    def needs_noise(self) -> bool:
-        """Whether any step, except the last, draws fresh noise."""
-        return any(step.noise > 0 for step in self.steps)
 
     def init_state(self) -> SamplerState:
         """State before the first step."""
@@ -80,7 +72,7 @@ class Sampler:
             i: index of the step.
             x: the sample, (B, C, H, W) float32.
             x0: the data prediction at ``x``, same shape and dtype.
-            noise: standard normal noise, same shape and dtype; used if ``needs_noise``, not in the last step.
+            noise: standard normal noise, same shape and dtype; used by steps that add noise, never by the last.
             state: the state after the step before, at first `init_state`.
             log_variance: in place of the fixed small variance of "ddpm", same shape.
 
@@ -127,8 +119,6 @@ def make_sampler(
     name: str,
     schedule: NoiseSchedule,
     num_inference_steps: int,
-    eta: float = 0.0,
-    spacing: Spacing = "trailing",
     timesteps: Sequence[float] | None = None,
     final_step: float = 1.0,
     fitted: Sequence[FittedStep] = (),
@@ -139,9 +129,7 @@ def make_sampler(
         name: one of `wsigen.diffusion.plans.SAMPLERS`.
         schedule: the noise schedule, of T timesteps.
         num_inference_steps: number of steps, 1 to T.
-        eta: share of fresh noise of "ddim" (Song et al. 2021): 0 is deterministic, 1 adds as much as "ddpm".
-        spacing: how timesteps are spaced, see `spaced_timesteps`.
-        timesteps: strictly falling real numbers in [0, T - 1], one for each step, in place of ``spacing``.
+        timesteps: strictly falling real numbers in [0, T - 1], one for each step. None: `spaced_timesteps`.
         final_step: length of the last step, see `spaced_timesteps`.
         fitted: coefficients of "fitted", one entry for each step.
 
@@ -150,10 +138,8 @@ def make_sampler(
     """
     if name not in SAMPLERS:
         raise SettingsError(f"sampler {name!r}: unknown; choose one of {', '.join(SAMPLERS)}")
-    if not 0 <= eta <= 1 or (eta > 0 and name != "ddim"):
-        raise SettingsError(f"eta {eta}: must lie in [0, 1], and be 0 for every sampler but ddim (here: {name})")
     if timesteps is None:
-        timesteps = spaced_timesteps(schedule, num_inference_steps, spacing, final_step)
+        timesteps = spaced_timesteps(schedule, num_inference_steps, final_step)
     chosen = tuple(timesteps)
     falling = all(later < earlier for earlier, later in pairwise(chosen))
     if len(chosen) != num_inference_steps or not falling or not 0 <= chosen[-1] <= chosen[0] <= schedule.T - 1:
@@ -164,42 +150,27 @@ def make_sampler(
         return Sampler(name, tuple(StepCoefficients(t, *step) for t, step in zip(chosen, fitted, strict=True)))
     knots = [Knot.at(schedule, t) for t in chosen]
     last = StepCoefficients(timestep=chosen[-1], x=0.0, x0=1.0)
-    return Sampler(name, (*PLANS[name](knots, eta), last))
+    return Sampler(name, (*PLANS[name](knots), last))
 
 
-def spaced_timesteps(
-    schedule: NoiseSchedule, num_inference_steps: int, spacing: Spacing, final_step: float = 1.0
-) -> tuple[float, ...]:
-    """Timesteps for so many steps, falling. The first three are whole numbers (Lin et al. 2024, table 2).
+def spaced_timesteps(schedule: NoiseSchedule, num_inference_steps: int, final_step: float = 1.0) -> tuple[float, ...]:
+    """Timesteps for so many steps: from T - 1 down, evenly; the last is T / steps - 1 ("trailing": Lin et al. 2024).
 
-    trailing: from T - 1 down, evenly; the last is T / steps - 1. linspace: T - 1 to 0, both included.
-    leading: from 0 up, evenly; T - 1 is not among them. log_snr: T - 1 to 0, evenly in log-SNR (Lu et al. 2022).
-
-    ``final_step`` in (0, 1] is the length of the last step, the one to clean data, in lengths of the others. Trailing
-    timesteps alone can have a shorter one, and are real numbers then. What noise still hides at the last timestep is
-    averaged away, so that a few even steps paint too smoothly: the least level of noise is a choice of its own, as in
-    Karras et al. 2022, table 1.
+    ``final_step`` in (0, 1] is the length of the last step, the one to clean data, in lengths of the others. With a
+    length of 1 timesteps are whole numbers, with a shorter one they are real numbers. What noise still hides at the
+    last timestep is averaged away, so that a few even steps paint too smoothly: the least level of noise is a choice of
+    its own, as in Karras et al. 2022, table 1.
     """
     T, n = schedule.T, num_inference_steps
     if not 1 <= n <= T:
         raise SettingsError(f"steps {n}: must lie in [1, {T}]")
-    if not 0 < final_step <= 1 or (final_step < 1 and spacing != "trailing"):
-        raise SettingsError(f"final_step {final_step}: must lie in (0, 1], and be 1 unless the spacing is trailing")
-    if n == 1 and spacing != "leading":
+    if not 0 < final_step <= 1:
+        raise SettingsError(f"final_step {final_step}: must lie in (0, 1]")
+    if n == 1:
         return (float(T - 1),)
     if final_step < 1:
         return tuple((T - 1) * (1 - k / (n - 1 + final_step)) for k in range(n))
-    if spacing == "trailing":
-        return tuple(float(round(T - k * T / n) - 1) for k in range(n))
-    if spacing == "leading":
-        return tuple(float((n - 1 - k) * (T // n)) for k in range(n))
-    if spacing == "linspace":
-        return tuple(float(round((T - 1) * (n - 1 - k) / (n - 1))) for k in range(n))
-    if spacing == "log_snr":
-        low, high = schedule.log_snr(T - 1), schedule.log_snr(0)
-        inner = tuple(schedule.timestep(low + (high - low) * k / (n - 1)) for k in range(1, n - 1))
-        return (float(T - 1), *inner, 0.0)
-    raise SettingsError(f"spacing {spacing!r}: unknown; choose trailing, leading, linspace or log_snr")
+    return tuple(float(round(T - k * T / n) - 1) for k in range(n))
 
 
 def _of(state: SamplerState) -> Tensor:

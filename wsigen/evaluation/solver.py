@@ -24,6 +24,7 @@ from wsigen.models.registry import find_model
 from wsigen.networks.denoiser import Denoiser
 from wsigen.networks.guided import GuidedNetwork
 from wsigen.system.devices import DeviceChoice
+from wsigen.system.replacing import written_whole
 
 
 def fit_painter(
@@ -60,18 +61,16 @@ def fit_painter(
     predict = data_prediction(painter, told, PAINT_BATCH[choice.device])
     schedule = NoiseSchedule.from_name(painter.config.schedule, painter.config.schedule_steps)
     for count in steps:
-        timesteps = spaced_timesteps(schedule, count, "trailing", painter.config.final_step)
+        timesteps = spaced_timesteps(schedule, count, painter.config.final_step)
         plan, before, after = fit(predict, schedule, timesteps, noise, told.known.bool())
         fitted[count] = tuple((step.x, step.x0, step.x0_previous) for step in plan)
         report(f"{count} steps: mean squared error {before:.5f} with UniPC, {after:.5f} fitted")
     plans = tuple(fitted[count] for count in sorted(fitted))
     # The stain response was measured with another solver: `wsigen evaluate stain` measures it again.
     config = replace(painter.config, sampler="fitted", fitted=plans, stain_response=None)
-    partial = out.with_name(out.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    shutil.copytree(find_model(model), partial)
-    (partial / CONFIG_FILE).write_text(config.to_json(), encoding="utf-8")
-    partial.rename(out)
+    with written_whole(out) as partial:
+        shutil.copytree(find_model(model), partial)
+        (partial / CONFIG_FILE).write_text(config.to_json(), encoding="utf-8")
 
 
 def data_prediction(model: Denoiser, told: ConditionBatch, batch: int) -> Data:

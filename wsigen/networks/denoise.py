@@ -26,13 +26,11 @@ from wsigen.networks.denoiser import Denoiser
 from wsigen.networks.guided import GuidedNetwork
 
 
-def model_sampler(
-    config: ModelConfig, schedule: NoiseSchedule, num_inference_steps: int, name: str = "", eta: float = 0.0
-) -> Sampler:
+def model_sampler(config: ModelConfig, schedule: NoiseSchedule, num_inference_steps: int, name: str = "") -> Sampler:
     """The sampler of ``ModelConfig.sampler_for``, at the model's own spacing of steps."""
     chosen = config.sampler_for(num_inference_steps, name)
     fitted = [FittedStep(*row) for row in config.fitted_solver(num_inference_steps)] if chosen == FITTED else ()
-    return make_sampler(chosen, schedule, num_inference_steps, eta, final_step=config.final_step, fitted=fitted)
+    return make_sampler(chosen, schedule, num_inference_steps, final_step=config.final_step, fitted=fitted)
 
 
 @torch.inference_mode()

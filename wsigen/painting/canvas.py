@@ -33,6 +33,7 @@ from wsigen.painting.blending import Mosaic
 from wsigen.painting.grid import COLOURS, STAGES, Axis, Block, BlockGrid, Colour, Rectangle, Window, WindowGrid
 from wsigen.painting.spec import first_difference, in_words
 from wsigen.system.caching import ArrayCache
+from wsigen.system.replacing import written_whole
 
 RUN_FILE = "run.json"
 FORMAT = "wsigen canvas 3"
@@ -333,9 +334,8 @@ class CanvasPanels:
 
 def write_json(path: Path, record: Mapping[str, Any]) -> None:
     """Write JSON atomically: a reader finds the old file or the new one, never a part."""
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(record, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-    partial.replace(path)
+    with written_whole(path) as partial:
+        partial.write_text(json.dumps(record, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def _is_empty(path: Path) -> bool:

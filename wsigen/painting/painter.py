@@ -104,7 +104,6 @@ class Painter:
         *,
         sampler: str = "dpm++2m",
         num_inference_steps: int = 8,
-        eta: float = 0.0,
         guidance_scale: float = 1.0,
         seed: int = 0,
         batch_size: int = 4,
@@ -117,7 +116,7 @@ class Painter:
         config = model.config
         self.model = model
         self.schedule = NoiseSchedule.from_name(config.schedule, config.schedule_steps)
-        self.sampler = model_sampler(config, self.schedule, num_inference_steps, sampler, eta)
+        self.sampler = model_sampler(config, self.schedule, num_inference_steps, sampler)
         self.guidance = config.guidance(guidance_scale)
         self.seed = seed
         self.batch_size = batch_size

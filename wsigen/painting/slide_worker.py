@@ -212,7 +212,6 @@ def make_painter(spec: PaintSpec, model: Denoiser, num_inference_steps: int | No
         spec.style,
         sampler=spec.sampler,
         num_inference_steps=num_inference_steps or spec.num_inference_steps,
-        eta=spec.eta,
         guidance_scale=spec.guidance_scale,
         seed=spec.seed,
         batch_size=spec.batch_size,

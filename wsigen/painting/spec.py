@@ -38,7 +38,6 @@ class PaintSpec:
     seed: int = 0
     sampler: str = "dpm++2m"
     num_inference_steps: int = 8
-    eta: float = 0.0
     guidance_scale: float = 1.0
     window: int = 256
     overlap: int = 32
@@ -107,7 +106,7 @@ def run_record(
     such as the implementations of attention and normalisation; ``where`` is the environment of the machines that
     paint, if that is not this one.
     """
-    settings = asdict(spec)
+    settings = {**asdict(spec), "eta": 0.0}  # of ddim; it stands in the records of all canvases
     for place in ("source", "model", "device"):
         del settings[place]
     if not settings["conditions"]:  # as in records of before there were any

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Unpack
@@ -25,6 +25,7 @@ from wsigen.rendering.plan import MaskFacts, RenderPlan, plan_render
 from wsigen.rendering.stage import canvas_beside
 from wsigen.slides.formats import FORMATS
 from wsigen.system.caching import FileStamp, file_stamp
+from wsigen.system.replacing import written_whole
 
 MANIFEST = "manifest.csv"
 SLIDES_AT_A_TIME = 3  # one that ends, one that is painted, one that fills the gaps
@@ -135,37 +136,45 @@ def render_many(
     if existing and not (overwrite or resume):
         raise SettingsError(f"{out / existing[0]} exists; skip finished slides with --resume, or --overwrite them")
     out.mkdir(parents=True, exist_ok=True)
-    series = _Series(out, entries, base, config, overwrite, resume, keep_canvas, on_plan, on_slide, on_windows)
+    write_manifest(out / MANIFEST, entries)
+    series = _Series(
+        out=out,
+        entries=entries,
+        settings=base,
+        config=config,
+        overwrite=overwrite,
+        resume=resume,
+        keep_canvas=keep_canvas,
+        on_plan=on_plan,
+        on_slide=on_slide,
+        on_windows=on_windows,
+    )
     with ExitStack() as stack:
         stack.callback(series.stop)
         series.paint(stack)
     return series.entries
 
 
+@dataclass(kw_only=True, eq=False)
 class _Series:
-    """The slides that wait, and those that are being rendered."""
+    """The slides that wait, and those that are being rendered. `render_many` says what the fields mean."""
 
-    def __init__(
-        self,
-        out: Path,
-        entries: list[SlideEntry],
-        settings: RenderSettings,
-        config: ModelConfig,
-        overwrite: bool,
-        resume: bool,
-        keep_canvas: bool,
-        on_plan: Callable[[RenderPlan], None],
-        on_slide: Callable[[SlideEntry, int, int], None],
-        on_windows: Callable[[int], None],
-    ) -> None:
-        self.out, self.entries, self.settings, self.config = out, entries, settings, config
-        self.overwrite, self.resume, self.keep_canvas = overwrite, resume, keep_canvas
-        self.on_plan, self.on_slide, self.on_windows = on_plan, on_slide, on_windows
-        self._waiting = list(range(len(entries)))
+    out: Path
+    entries: list[SlideEntry]
+    settings: RenderSettings
+    config: ModelConfig
+    overwrite: bool
+    resume: bool
+    keep_canvas: bool
+    on_plan: Callable[[RenderPlan], None]
+    on_slide: Callable[[SlideEntry, int, int], None]
+    on_windows: Callable[[int], None]
+
+    def __post_init__(self) -> None:
+        self._waiting = list(range(len(self.entries)))
         self._active: dict[int, RenderJob] = {}
         self._facts: dict[tuple[str, FileStamp | None], MaskFacts] = {}  # of the mask that was read last
         self._windows = 0
-        write_manifest(out / MANIFEST, entries)
 
     def paint(self, stack: ExitStack) -> None:
         """Paint all slides; workers are opened by the first that needs them."""
@@ -231,15 +240,18 @@ class _Series:
                     )
                     self._ended(index, done)
 
-    def _noting(self, index: int) -> _Noting:
-        return _Noting(self, index)
-
-    def failed(self, index: int, error: WsigenError) -> None:
-        """Note a slide that cannot be painted."""
-        slide = self._active.pop(index, None)
-        if slide is not None:
-            slide.stop()
-        self._ended(index, replace(self.entries[index], status="failed", error=str(error)))
+    @contextmanager
+    def _noting(self, index: int) -> Iterator[None]:
+        """Turn an error that concerns one slide into its line of the manifest."""
+        try:
+            yield
+        except ClusterError:
+            raise
+        except WsigenError as error:
+            slide = self._active.pop(index, None)
+            if slide is not None:
+                slide.stop()
+            self._ended(index, replace(self.entries[index], status="failed", error=str(error)))
 
     def _ended(self, index: int, entry: SlideEntry) -> None:
         self.entries[index] = entry
@@ -251,28 +263,11 @@ class _Series:
         self.on_windows(self._windows + sum(slide.run.progress.done for slide in self._active.values()))
 
 
-class _Noting:
-    """Turns an error that concerns one slide into a line of the manifest."""
-
-    def __init__(self, series: _Series, index: int) -> None:
-        self.series, self.index = series, index
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> bool:
-        if isinstance(error, WsigenError) and not isinstance(error, ClusterError):
-            self.series.failed(self.index, error)
-            return True
-        return False
-
-
 def write_manifest(path: Path, entries: Sequence[SlideEntry]) -> None:
     """Write entries as CSV with a header, atomically."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(field.name for field in fields(SlideEntry))
     writer.writerows([getattr(entry, field.name) for field in fields(SlideEntry)] for entry in entries)
-    partial = path.with_suffix(".partial")
-    partial.write_text(text.getvalue(), encoding="utf-8")
-    partial.replace(path)
+    with written_whole(path) as partial:
+        partial.write_text(text.getvalue(), encoding="utf-8")

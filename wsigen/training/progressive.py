@@ -38,7 +38,7 @@ class ProgressiveTrainer(StudentTrainer):
         """Load the painter twice, and work out the steps of both."""
         student = super().build(manifest)
         settings, schedule = self.settings.distill, self.schedule
-        places = spaced_timesteps(schedule, settings.steps, "trailing", self.config.final_step)
+        places = spaced_timesteps(schedule, settings.steps, self.config.final_step)
         ddim = make_sampler("ddim", schedule, settings.steps, timesteps=places)
         self.steps = _table([ddim.steps], self.process.device)[0]  # (N, 4)
         paths = []
