@@ -9,8 +9,9 @@ import torch
 from click.testing import CliRunner
 from drawn import picture
 
+from wsigen.choices import SEAM_METHODS
 from wsigen.cli.main import main
-from wsigen.evaluation.baselines import METHODS, AreaPainter, read_area
+from wsigen.evaluation.baselines import AreaPainter, read_area
 from wsigen.masks.slide_mask import SlideMask
 from wsigen.masks.window import MaskWindow
 from wsigen.masks.writer import write_slide_mask
@@ -36,7 +37,7 @@ def painted(mask, painter):
     with SlideMask.open(mask, 6) as opened:
         area = read_area(opened, model, 172, WINDOW, OVERLAP, CPU)
     work = AreaPainter(model, area, WINDOW, OVERLAP, 2, 3)
-    return area, {method: (work.paint(method), work.calls) for method in METHODS}
+    return area, {method: (work.paint(method), work.calls) for method in SEAM_METHODS}
 
 
 def test_every_method_covers_the_area_and_leaves_glass(painted):
@@ -60,7 +61,7 @@ def test_windows_cover_the_area_to_its_last_pixel(painted, painter, stride):
 
 def test_methods_differ_where_windows_meet_and_not_inside_the_first(painted):
     _, pictures = painted
-    blended, cut, apart, feathered = (pictures[method][0].astype(int) for method in METHODS[:4])
+    blended, cut, apart, feathered = (pictures[method][0].astype(int) for method in SEAM_METHODS[:4])
     first = np.s_[: WINDOW - OVERLAP - MARGIN, : WINDOW - OVERLAP - MARGIN]
     assert np.array_equal(blended[first], cut[first])
     assert np.array_equal(cut[first], apart[first])
@@ -82,7 +83,7 @@ def test_a_guided_painter_is_guided_by_every_method(painted, painter):
 def test_calls_are_about_equal(painted):
     _, pictures = painted
     calls = {method: number for method, (_, number) in pictures.items()}
-    assert all(calls[method] == 9 * 2 for method in METHODS[:4])
+    assert all(calls[method] == 9 * 2 for method in SEAM_METHODS[:4])
     assert calls["MultiDiffusion"] == 25  # one step of 5 x 5 windows is the nearest to 18
 
 
@@ -92,7 +93,7 @@ def test_a_study_of_seams_is_written(mask, painter, tmp_path):
     result = CliRunner().invoke(main, [*command, "--device", "cpu"])
     assert result.exit_code == 0, result.output
     rows = json.loads((out / "report.json").read_text())["seams"]["rows"]
-    assert [row["method"] for row in rows] == list(METHODS) and all(row["gradient ratio"] > 0 for row in rows)
+    assert [row["method"] for row in rows] == list(SEAM_METHODS) and all(row["gradient ratio"] > 0 for row in rows)
     assert (out / "multidiffusion.png").is_file()
     result = CliRunner().invoke(main, [*command, "--size", "100", "--overwrite"])
     assert result.exit_code == 2 and "give 128 px or more" in result.output

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from wsigen.choices import AUTO, DEVICES
 from wsigen.version import __version__
 
 if TYPE_CHECKING:
@@ -41,9 +42,7 @@ def _told(condition: Condition) -> str:
 
 
 @click.command()
-@click.option(
-    "--device", type=click.Choice(["auto", "cpu", "cuda", "mps"]), help="Check that rows of a batch are equal."
-)
+@click.option("--device", type=click.Choice([AUTO, *DEVICES]), help="Check that rows of a batch are equal.")
 @click.option("--model", help="Model to check with.")
 @click.option("--batch-size", type=int, help="Windows of a batch to check with.")
 @click.option("--dtype", default="auto", help="Number format to check with.")

@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from wsigen.choices import SEAM_METHODS
 from wsigen.cli.display import work_bars
 from wsigen.cli.options import DEVICE, PATH
 from wsigen.diffusion.plans import SAMPLERS
@@ -239,7 +240,7 @@ def study_segmentation(recipe: Path, steps: int | None, overrides: tuple[str, ..
 @click.option(
     "--method",
     "methods",
-    type=click.Choice(["context, blended", "context, cut", "independent", "feathered", "MultiDiffusion"]),
+    type=click.Choice(SEAM_METHODS),
     multiple=True,
     help="[default: all]",
 )

@@ -11,7 +11,15 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.core import ParameterSource
 
-from wsigen.choices import AUTO, DEVICES, DTYPES, LABEL_FORMATS, SLIDE_FORMATS
+from wsigen.choices import (
+    ATTENTION_BACK_ENDS,
+    AUTO,
+    DEVICES,
+    DTYPES,
+    LABEL_FORMATS,
+    NORM_BACK_ENDS,
+    SLIDE_FORMATS,
+)
 from wsigen.cli.display import progress_display
 from wsigen.cli.opening import gpu_opened_beside
 from wsigen.cli.options import PATH, condition_option
@@ -47,8 +55,8 @@ if TYPE_CHECKING:
 @click.option("--batch-size", type=int, help="Windows a call of the model, 2 or more. [default: by device]")
 @click.option("--device", type=click.Choice([AUTO, *DEVICES]), default="auto", show_default=True)
 @click.option("--dtype", type=click.Choice([AUTO, *DTYPES]), default="auto")
-@click.option("--attention", type=click.Choice(["auto", "triton", "torch", "xformers"]), help="[default: auto]")
-@click.option("--norm", type=click.Choice(["auto", "triton", "torch"]), help="Kernels of all but attention. [auto]")
+@click.option("--attention", type=click.Choice([AUTO, *ATTENTION_BACK_ENDS]), help="[default: auto]")
+@click.option("--norm", type=click.Choice([AUTO, *NORM_BACK_ENDS]), help="Kernels of all but attention. [auto]")
 @click.option("--workers", type=click.IntRange(1), help="Processes; one a GPU at most. [default: 1]")
 @click.option("--dask-scheduler", metavar="ADDRESS", help="Paint on a running Dask cluster: tcp://host:8786.")
 @click.option("--canvas", type=PATH, help="Folder for the store of painted pixels. [default: beside the slide]")

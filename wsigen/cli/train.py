@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from wsigen.choices import TRAINING_DATA_SETS
+from wsigen.choices import DATASET_LAYOUTS, TRAINING_DATA_SETS
 from wsigen.cli.display import work_bars
 from wsigen.cli.options import DEVICE, PATH
 from wsigen.errors import SettingsError
@@ -39,7 +39,7 @@ def _run_options(command: Callable) -> Callable:
 @click.command()
 @click.argument("slides", type=PATH, nargs=-1, required=True)
 @click.option("--mask", "masks", type=PATH, multiple=True, required=True, help="Mask of each slide, in their order.")
-@click.option("--layout", required=True, type=click.Choice(["hovernet", "conic", "pannuke", "stardist", "coco"]))
+@click.option("--layout", required=True, type=click.Choice(DATASET_LAYOUTS))
 @click.option("-o", "--out", required=True, type=PATH, help="Folder to write.")
 @click.option("--patch", type=click.IntRange(16, 8192), help="Side of a patch, px. [default: 540 hovernet, else 256]")
 @click.option("--stride", type=click.IntRange(1), help="Pixels from patch to patch. [default: the side]")

@@ -24,6 +24,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from wsigen.choices import SEAM_METHODS
 from wsigen.conditions.context import context_tensors, from_uint8, to_uint8
 from wsigen.conditions.contract import ConditionBatch, WindowBatch
 from wsigen.conditions.guidance import PRESENT
@@ -44,7 +45,6 @@ from wsigen.painting.blending import Mosaic
 from wsigen.painting.grid import STAGE_COLOURS, STAGES, Axis, Rectangle, Window, WindowGrid, usual_blend
 from wsigen.system.devices import choose_device
 
-METHODS = ("context, blended", "context, cut", "independent", "feathered", "MultiDiffusion")
 Pair = tuple[Tensor, Tensor]
 Progress = Callable[[str, int, int], None]
 
@@ -79,7 +79,7 @@ class AreaPainter:
         self.device = area.glass.device
 
     def paint(self, method: str) -> np.ndarray:
-        """Paint by one of METHODS: (H, W, 3) uint8, from the slide's first pixel on."""
+        """Paint by one of SEAM_METHODS: (H, W, 3) uint8, from the slide's first pixel on."""
         self.calls = 0
         ways: dict[str, Callable[[], Tensor]] = {
             "context, blended": partial(self._in_stages, usual_blend(self.overlap)),
@@ -239,9 +239,10 @@ def study_seams(
 ) -> Report:
     """Paint by each of ``methods``, measure the seams, and write the report with pictures of the same place.
 
-    ``methods`` are some of METHODS; none stands for all. ``overlap`` is that of windows in px; None takes the model's.
+    ``methods`` are some of SEAM_METHODS; none stands for all. ``overlap`` is that of windows in px; None takes the
+    model's.
     """
-    methods = methods or METHODS
+    methods = methods or SEAM_METHODS
     choice = choose_device(device)
     painter = load_painter(model, choice)
     config = painter.config

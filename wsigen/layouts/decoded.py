@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-from collections import OrderedDict
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from wsigen.layouts.layout import Layout
 from wsigen.layouts.mask_code import LAND
 from wsigen.masks.source import MaskSource
 from wsigen.masks.window import TISSUE, MaskWindow
+from wsigen.system.caching import LastUsed
 
 TILE = 1024  # px; with HALO around it twice the pixels are decoded
 KEPT_TILES = 96  # 6 bytes a pixel
@@ -101,12 +101,13 @@ class DecodedMask(MaskSource):
         self.path, self.panels, self.layout, self.decoder, self.tile = path, panels, layout, decoder, tile
         self.width, self.height, self.mpp = layout.width, layout.height, layout.mpp
         self.class_count = len(layout.classes)
-        self._tiles: OrderedDict[tuple[int, int], Future[tuple[np.ndarray, np.ndarray]]] = OrderedDict()
+        self._tiles = LastUsed[tuple[int, int], Future[tuple[np.ndarray, np.ndarray]]](KEPT_TILES)
         self._lock = threading.Lock()
 
     def close(self) -> None:
         """Let go of the decoded tiles."""
-        self._tiles.clear()
+        with self._lock:
+            self._tiles.clear()
 
     def _read_inside(self, x: int, y: int, w: int, h: int) -> MaskWindow:
         classes, labels = np.empty((h, w), np.uint8), np.empty((h, w), np.uint32)
@@ -123,21 +124,19 @@ class DecodedMask(MaskSource):
     def _decoded(self, column: int, row: int) -> tuple[np.ndarray, np.ndarray]:
         """Classes and labels of a tile; decoded by the first thread that asks for it."""
         with self._lock:
-            mine = (column, row) not in self._tiles
-            if mine:
-                self._tiles[column, row] = Future()
-                while len(self._tiles) > KEPT_TILES:
-                    self._tiles.popitem(last=False)
-            future = self._tiles[column, row]
-            self._tiles.move_to_end((column, row))
-        if mine:
-            try:
-                future.set_result(self._decode(column, row))
-            except BaseException as error:
-                future.set_exception(error)
-                with self._lock:
-                    self._tiles.pop((column, row), None)
-        return future.result()
+            kept = self._tiles.get((column, row))
+            if kept is None:
+                mine: Future[tuple[np.ndarray, np.ndarray]] = Future()
+                self._tiles.keep((column, row), mine)
+        if kept is not None:
+            return kept.result()
+        try:
+            mine.set_result(self._decode(column, row))
+        except BaseException as error:
+            mine.set_exception(error)
+            with self._lock:
+                self._tiles.drop((column, row))
+        return mine.result()
 
     def _decode(self, column: int, row: int) -> tuple[np.ndarray, np.ndarray]:
         x, y = column * self.tile, row * self.tile

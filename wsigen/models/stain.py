@@ -94,8 +94,8 @@ class StainStyle:
     def from_config(cls, data: dict[str, Any]) -> StainStyle:
         """Build from the JSON form; ModelError if it is not one."""
         vector, glass = tuple(map(float, data["vector"])), tuple(map(int, data["glass_rgb"]))
-        if len(vector) != 6 or len(glass) != 3:
-            raise ModelError(f"style {data.get('name')!r} needs 6 vector values and 3 glass values")
+        if len(vector) != len(STYLE_NUMBERS) or len(glass) != 3:
+            raise ModelError(f"style {data.get('name')!r} needs {len(STYLE_NUMBERS)} vector values and 3 glass values")
         return cls(str(data["name"]), vector, (glass[0], glass[1], glass[2]), str(data.get("description", "")))
 
 

@@ -24,6 +24,7 @@ from wsigen.painting.canvas import Canvas
 from wsigen.painting.slide_worker import SlideWorker, TaskResult, load_model
 from wsigen.painting.spec import PaintSpec, environment
 from wsigen.painting.tasks import Task
+from wsigen.system.caching import LastUsed
 
 OPEN_SLIDES = 4  # slides that a process keeps open; each holds a mask's and a canvas's cache
 LOADED_MODELS = 2
@@ -64,7 +65,7 @@ class ProcessWorker:
         self._lock = threading.RLock()
         self._slide_workers: OrderedDict[str, SlideWorker] = OrderedDict()
         self._users: dict[str, int] = {}
-        self._models: OrderedDict[tuple[str, str, str, str], Denoiser] = OrderedDict()
+        self._models = LastUsed[tuple[str, str, str, str], Denoiser](LOADED_MODELS)
 
     def run(self, job: Job, task: Task) -> TaskResult:
         """Run a task; raises what SlideWorker.run raises, and StoreError on a machine that would paint otherwise."""
@@ -119,12 +120,12 @@ class ProcessWorker:
 
     def _model(self, spec: PaintSpec, sha256: str) -> Denoiser:
         key = (spec.model, sha256, spec.device, spec.dtype)  # a folder may hold other weights by now
-        if key not in self._models:
-            while len(self._models) >= LOADED_MODELS:
-                self._models.popitem(last=False)
-            self._models[key] = load_model(spec)
-        self._models.move_to_end(key)
-        return self._models[key]
+        model = self._models.get(key)
+        if model is None:
+            self._models.make_room()  # before a model is loaded: memory need not hold one more
+            model = load_model(spec)
+            self._models.keep(key, model)
+        return model
 
     def _close_idle(self) -> None:
         idle = [name for name in self._slide_workers if not self._users[name]]

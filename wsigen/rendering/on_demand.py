@@ -7,7 +7,6 @@ of level k needs 4^k tiles of level 0, unless these are in the cache, so that co
 from __future__ import annotations
 
 import threading
-from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import MappingProxyType
@@ -26,6 +25,7 @@ from wsigen.rendering.plan import RenderPlan, plan_render
 from wsigen.slides.label import draw_label
 from wsigen.slides.pyramid import halve, level_sizes
 from wsigen.slides.tiled_tiff import TILE
+from wsigen.system.caching import LastUsed
 
 TILE_CACHE_BYTES = 256 << 20
 
@@ -65,8 +65,7 @@ class GeneratedSlide(openslide.AbstractSlide):
         self.plan = plan
         self.painter = LivePainter(plan.spec, plan.grid, plan.occupied, cache_bytes, model)
         self._levels = tuple(level_sizes(plan.grid.width, plan.grid.height))
-        self._tiles: OrderedDict[tuple[int, int, int], np.ndarray] = OrderedDict()
-        self._tile_bytes = 0
+        self._tiles = LastUsed[tuple[int, int, int], np.ndarray](TILE_CACHE_BYTES, lambda tile: tile.nbytes)
         self._lock = threading.Lock()
 
     @classmethod
@@ -83,7 +82,6 @@ class GeneratedSlide(openslide.AbstractSlide):
         self.painter.close()
         with self._lock:
             self._tiles.clear()
-            self._tile_bytes = 0
 
     @property
     def level_count(self) -> int:
@@ -188,25 +186,21 @@ class GeneratedSlide(openslide.AbstractSlide):
         """Read one tile, painted where needed: uint8 (h, w, 3). InterruptedError when ``cancelled`` returns true."""
         key = level, column, row
         with self._lock:
-            if key in self._tiles:
-                self._tiles.move_to_end(key)
-                return self._tiles[key]
+            kept = self._tiles.get(key)
+        if kept is not None:
+            return kept
         x, y, width, height = self._tile_box(*key)
         if level == 0:
             return self.painter.region(x, y, width, height, cancelled)
         tile = halve(self.pixels(level - 1, 2 * x, 2 * y, 2 * width, 2 * height, cancelled))
         with self._lock:
-            if key not in self._tiles:
-                self._tiles[key] = tile
-                self._tile_bytes += tile.nbytes
-            while self._tile_bytes > TILE_CACHE_BYTES and len(self._tiles) > 1:
-                self._tile_bytes -= self._tiles.popitem(last=False)[1].nbytes
+            self._tiles.keep(key, tile)
         return tile
 
     def tile_is_painted(self, level: int, column: int, row: int) -> bool:
         """Whether `paint_tile` would return this tile without painting."""
         with self._lock:
-            if (level, column, row) in self._tiles:
+            if self._tiles.get((level, column, row)) is not None:
                 return True
         x, y, width, height = self._tile_box(level, column, row)
         return self.painter.is_painted(x << level, y << level, width << level, height << level)

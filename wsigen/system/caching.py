@@ -51,9 +51,13 @@ class LastUsed(Generic[Key, Value]):
         self.drop(key)
         if self._size_of(value) > self._limit:
             return
+        self.make_room(self._size_of(value))
         self._values[key] = value
         self._size += self._size_of(value)
-        while self._size > self._limit:
+
+    def make_room(self, size: int = 1) -> None:
+        """Forget what was not used for longest until a value of ``size`` has room."""
+        while self._values and self._size + size > self._limit:
             self._size -= self._size_of(self._values.popitem(last=False)[1])
 
     def drop(self, key: Key) -> None:
