@@ -28,7 +28,7 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """A demo mask and a slide whose red channel shows the classes."""
     folder = tmp_path_factory.mktemp("pair")
     write_demo_mask(folder / "m.tif", SIDE, SIDE, seed=4)
-    with SlideMask.open(folder / "m.tif") as mask:
+    with SlideMask.open(folder / "m.tif", 6) as mask:
         classes = mask.read(0, 0, SIDE, SIDE).classes
     rgb = np.stack([40 * classes, np.full_like(classes, 90), np.full_like(classes, 120)], 2)
     write_svs(folder / "s.svs", SIDE, SIDE, lambda a, b: rgb[a:b], SlideMetadata(0.5, 20), jpeg_quality=97)
@@ -46,7 +46,7 @@ def cut(pair: tuple[Path, Path], out: Path, layout: str, **changes: object) -> l
 
 
 def truth(pair: tuple[Path, Path], row: dict[str, str]) -> np.ndarray:
-    with SlideMask.open(pair[1]) as mask:
+    with SlideMask.open(pair[1], 6) as mask:
         return mask.read(int(row["x"]), int(row["y"]), 128, 128).classes
 
 

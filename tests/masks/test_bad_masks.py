@@ -103,7 +103,7 @@ def test_a_class_out_of_range_is_named_with_its_first_position(tmp_path):
     for options in ({"tile": (16, 16)}, {"rowsperstrip": 1}, {}):
         message = _refusal(_written(tmp_path, bad, **options))
         assert "holds 9 at pixel (44, 31)" in message and "1 to 6" in message
-        with SlideMask.open(tmp_path / "mask.tif") as opened:
+        with SlideMask.open(tmp_path / "mask.tif", 6) as opened:
             assert opened.read(0, 0, 44, 31).classes.max() == 2
             with pytest.raises(MaskError, match=r"\(44, 31\)"):
                 opened.read(40, 30, 200, 200)
@@ -138,7 +138,7 @@ def test_a_mask_with_nothing_in_it_is_refused(tmp_path):
     write_slide_mask(path, 80, 60, 0.5, [MaskWindow(empty, None, empty + np.uint8(255))], False, True, overwrite=True)
     assert "255 means tissue" in _refusal(path)
     write_slide_mask(path, 80, 60, 0.5, [MaskWindow(empty, None, empty + np.uint8(1))], False, True, overwrite=True)
-    with SlideMask.open(path) as opened:
+    with SlideMask.open(path, 6) as opened:
         assert opened.scan().tissue_share == 1.0
 
 
@@ -149,7 +149,7 @@ def test_planes_of_different_sizes_or_without_a_name_are_refused(tmp_path):
     assert "without a name" in _refusal(_written(tmp_path, CLASSES, CLASSES), scan=False)
     assert "without a name" in _refusal(_written(tmp_path, CLASSES, ids, ids), scan=False)
     assert "without a name" in _refusal(_written(tmp_path, CLASSES, CLASSES.astype(np.float32)), scan=False)
-    with SlideMask.open(_written(tmp_path, CLASSES, ids)) as opened:
+    with SlideMask.open(_written(tmp_path, CLASSES, ids), 6) as opened:
         assert opened.planes == ("class", "instance")
 
 

@@ -23,7 +23,7 @@ def run(*arguments: object) -> tuple[int, str]:
 
 
 def read(path: Path) -> MaskWindow:
-    with SlideMask.open(path) as mask:
+    with SlideMask.open(path, 6) as mask:
         return mask.read(0, 0, mask.width, mask.height)
 
 

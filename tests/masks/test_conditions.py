@@ -35,7 +35,7 @@ def mask(request, tmp_path_factory):
         request.param in ("all planes", "tissue", "resampled"),
     )
     write_slide_mask(path, WIDTH, HEIGHT, 0.5, [demo], instances, tissue)
-    with SlideMask.open(path) as opened:
+    with SlideMask.open(path, 6) as opened:
         yield resampled_to(opened, 0.7) if request.param == "resampled" else opened
 
 
@@ -91,7 +91,7 @@ def _opened(tmp_path, window):
         tmp_path / "m.tif", *window.classes.shape[::-1], 0.5, [window], window.instances is not None,
         window.tissue is not None, overwrite=True,
     )  # fmt: skip
-    return SlideMask.open(tmp_path / "m.tif")
+    return SlideMask.open(tmp_path / "m.tif", 6)
 
 
 def test_touching_nuclei_of_one_class_are_parted_by_instances_only(tmp_path):

@@ -63,7 +63,7 @@ def test_odd_sizes_are_drawn_without_error(size):
 
 def test_a_written_demo_mask_passes_the_checks(tmp_path):
     write_demo_mask(tmp_path / "demo.tif", 600, 700, seed=9, mpp=0.5)
-    with SlideMask.open(tmp_path / "demo.tif") as opened:
+    with SlideMask.open(tmp_path / "demo.tif", 6) as opened:
         summary = opened.scan()
         assert opened.mpp == 0.5 and summary.hint is None and min(summary.nuclei[1:]) > 0
         assert np.array_equal(opened.read(0, 0, 600, 700).instances, demo_mask(600, 700, 9).instances)

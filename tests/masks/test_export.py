@@ -29,7 +29,7 @@ CLASSES = ClassTable.from_config(
 
 
 def everything(path: Path) -> MaskWindow:
-    with SlideMask.open(path) as mask:
+    with SlideMask.open(path, 6) as mask:
         return mask.read(0, 0, mask.width, mask.height)
 
 
@@ -85,7 +85,7 @@ def test_nuclei_without_ids_are_components_of_a_class(demo: Path, tmp_path: Path
     window = everything(demo)
     plain = tmp_path / "classes.tif"
     write_slide_mask(plain, 700, 620, 0.5, [MaskWindow(window.classes)], instances=False, tissue=False)
-    with SlideMask.open(plain) as mask:
+    with SlideMask.open(plain, 6) as mask:
         expected = mask.count_nuclei()
     report = export_mask(plain, tmp_path / "t.geojson", CLASSES)
     again = import_mask(tmp_path / "t.geojson", tmp_path / "again.tif", ImportSettings(NAMES, size=(700, 620)))
@@ -100,7 +100,7 @@ def test_components_that_meet_bands_later_are_one_nucleus(tmp_path: Path, monkey
     classes[2:30, 5], classes[2:30, 20], classes[29, 5:21] = 2, 2, 2  # a U over eight bands
     classes[3:6, 10:13], classes[20, 30:33] = 2, 3
     write_slide_mask(tmp_path / "m.tif", 40, 33, 0.5, [MaskWindow(classes)], instances=False, tissue=False)
-    with SlideMask.open(tmp_path / "m.tif") as mask:
+    with SlideMask.open(tmp_path / "m.tif", 6) as mask:
         sizes = {}
         for runs in finished_nuclei(mask):
             for owner in np.unique(runs.owner):

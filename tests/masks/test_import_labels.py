@@ -37,7 +37,7 @@ def imported(source: Path, **changes: Any) -> tuple[ImportReport, MaskWindow]:
     out = source.parent / "mask.tif"
     report = import_mask(source, out, ImportSettings(**({"classes": CLASSES} | changes)), overwrite=True)
     assert report.accounted == report.found
-    with SlideMask.open(out) as mask:
+    with SlideMask.open(out, 6) as mask:
         return report, mask.read(0, 0, mask.width, mask.height)
 
 
@@ -287,6 +287,6 @@ def test_lizard_labels(tmp_path: Path) -> None:
         labels = pyvips.Image.new_from_file(str(source)).numpy()
         maps = ["lizard", "255=skip"]
         report = import_mask(source, tmp_path / f"{source.stem}.tif", ImportSettings(CLASSES, maps, mpp=0.5))
-        with SlideMask.open(report.out) as mask:
+        with SlideMask.open(report.out, 6) as mask:
             written = mask.read(0, 0, mask.width, mask.height).classes
         assert np.array_equal(written, np.where(labels == 255, 0, labels))

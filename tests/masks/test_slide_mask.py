@@ -59,7 +59,7 @@ def _equal(read: MaskWindow, expected: MaskWindow) -> bool:
 
 
 def test_a_written_mask_reads_back_pixel_by_pixel(mask, mask_path):
-    with SlideMask.open(mask_path) as opened:
+    with SlideMask.open(mask_path, 6) as opened:
         assert opened.planes == ("class", "instance", "tissue")
         assert (opened.width, opened.height, opened.mpp) == (WIDTH, HEIGHT, 0.5)
         assert opened.has_instances and opened.has_tissue
@@ -72,7 +72,7 @@ def test_a_written_mask_reads_back_pixel_by_pixel(mask, mask_path):
 def test_planes_that_are_not_written_are_absent(mask, tmp_path, planes):
     instances, tissue = planes
     write_slide_mask(tmp_path / "m.tif", WIDTH, HEIGHT, None, [mask], instances, tissue)
-    with SlideMask.open(tmp_path / "m.tif") as opened:
+    with SlideMask.open(tmp_path / "m.tif", 6) as opened:
         assert (opened.has_instances, opened.has_tissue, opened.mpp) == (instances, tissue, None)
         read = opened.read(3, 4, 5, 6)
         assert (read.instances is None, read.tissue is None) == (not instances, not tissue)
@@ -108,7 +108,7 @@ def test_every_layout_and_byte_order_reads_alike(mask, tmp_path, layout, bigtiff
     with tifffile.TiffWriter(path, bigtiff=bigtiff, byteorder=byteorder) as tif:
         tif.write(mask.classes, metadata=None, **LAYOUTS[layout])
         tif.write(mask.instances, metadata=None, **LAYOUTS[layout])
-    with SlideMask.open(path) as opened:
+    with SlideMask.open(path, 6) as opened:
         read = opened.read(-20, 31, 411, 300)
         assert np.array_equal(read.classes, np.pad(mask.classes, ((0, 0), (20, 0)), "symmetric")[31:331, :411])
         assert np.array_equal(read.instances, np.pad(mask.instances, ((0, 0), (20, 0)), "symmetric")[31:331, :411])
@@ -123,7 +123,7 @@ def test_the_hash_is_of_the_content_not_of_the_file(mask, mask_path, tmp_path):
     write_slide_mask(
         tmp_path / "c.tif", WIDTH, HEIGHT, 0.5, [MaskWindow(changed, mask.instances, mask.tissue)], True, True
     )
-    with SlideMask(mask_path) as a, SlideMask(tmp_path / "m.tif") as b, SlideMask(tmp_path / "c.tif") as c:
+    with SlideMask(mask_path, 6) as a, SlideMask(tmp_path / "m.tif", 6) as b, SlideMask(tmp_path / "c.tif", 6) as c:
         assert a.sha256() == b.sha256() != c.sha256()
 
 
@@ -136,7 +136,7 @@ def test_reduced_pages_and_sub_images_are_ignored(mask, tmp_path):
         tif.write(mask.classes[::4, ::4], subfiletype=1, metadata=None)
         tif.write(mask.classes[::2, ::2], metadata=None)
         tif.write(mask.instances[::2, ::2], metadata=None)
-    with SlideMask.open(path) as opened:
+    with SlideMask.open(path, 6) as opened:
         assert opened.planes == ("class", "instance")
         assert np.array_equal(opened.read(0, 0, WIDTH, HEIGHT).instances, mask.instances)
 
@@ -145,7 +145,7 @@ def test_planes_may_be_channels_of_one_ome_image(mask, tmp_path):
     stack = np.stack([mask.tissue, mask.classes])
     names = {"axes": "CYX", "Channel": {"Name": ["Tissue", "Classes"]}, "PhysicalSizeX": 500, "PhysicalSizeXUnit": "nm"}
     tifffile.imwrite(tmp_path / "m.ome.tif", stack, metadata=names, ome=True)
-    with SlideMask.open(tmp_path / "m.ome.tif") as opened:
+    with SlideMask.open(tmp_path / "m.ome.tif", 6) as opened:
         assert opened.planes == ("class", "tissue")
         assert opened.mpp == pytest.approx(0.5)
         assert np.array_equal(opened.read(0, 0, WIDTH, HEIGHT).classes, mask.classes)
@@ -158,14 +158,14 @@ def test_planes_may_be_channels_of_one_ome_image(mask, tmp_path):
 )  # fmt: skip
 def test_microns_per_pixel_come_from_the_resolution_tags(mask, tmp_path, resolution, unit, mpp):
     tifffile.imwrite(tmp_path / "m.tif", mask.classes, resolution=resolution, resolutionunit=unit, metadata=None)
-    with SlideMask.open(tmp_path / "m.tif") as opened:
+    with SlideMask.open(tmp_path / "m.tif", 6) as opened:
         assert opened.mpp == (mpp if mpp is None else pytest.approx(mpp, rel=1e-4))
 
 
 def test_pixels_that_are_not_square_are_refused(mask, tmp_path):
     tifffile.imwrite(tmp_path / "m.tif", mask.classes, resolution=(20_000, 10_000), resolutionunit="CENTIMETER")
     with pytest.raises(MaskError, match=r"0\.5 x 1 um .* resample it to square pixels"):
-        SlideMask.open(tmp_path / "m.tif")
+        SlideMask.open(tmp_path / "m.tif", 6)
 
 
 @given(st.integers(-5000, 5000), st.integers(1, 60), st.integers(1, 40))
@@ -181,13 +181,13 @@ def test_reflection_is_symmetric_padding_at_any_distance(start, count, size):
 def test_windows_outside_the_slide_show_it_reflected(mask, mask_path, window):
     x, y, w, h = window
     rows, columns = reflected(y, h, HEIGHT), reflected(x, w, WIDTH)
-    with SlideMask.open(mask_path) as opened:
+    with SlideMask.open(mask_path, 6) as opened:
         assert _equal(opened.read(x, y, w, h), mask.take(rows, columns))
 
 
 @pytest.mark.parametrize("mpp", [1.0, 0.25, 0.37, 0.9, 2.6, 0.11])
 def test_a_resampled_pixel_shows_the_source_pixel_under_its_centre(mask, mask_path, mpp):
-    with SlideMask.open(mask_path) as opened:
+    with SlideMask.open(mask_path, 6) as opened:
         resampled = resampled_to(opened, mpp)
         assert isinstance(resampled, ResampledMask) and resampled.mpp == mpp
         p, q = round(mpp * 10**6), round(0.5 * 10**6)
@@ -204,26 +204,26 @@ def test_a_resampled_pixel_shows_the_source_pixel_under_its_centre(mask, mask_pa
 
 def test_a_mask_within_five_percent_is_not_resampled(mask_path, mask, tmp_path):
     write_slide_mask(tmp_path / "m.tif", WIDTH, HEIGHT, None, [mask], False, False)
-    with SlideMask.open(mask_path) as opened, SlideMask.open(tmp_path / "m.tif") as without_mpp:
+    with SlideMask.open(mask_path, 6) as opened, SlideMask.open(tmp_path / "m.tif", 6) as without_mpp:
         assert resampled_to(opened, 0.52) is opened and resampled_to(opened, 0.48) is opened
         assert resampled_to(opened, 0.54) is not opened
         assert resampled_to(without_mpp, 2.0) is without_mpp
 
 
 def test_a_resampled_mask_that_is_written_equals_what_was_shown(mask_path, tmp_path):
-    with SlideMask.open(mask_path) as opened:
+    with SlideMask.open(mask_path, 6) as opened:
         resampled = resampled_to(opened, 0.9)
         write_slide_mask(
             tmp_path / "r.tif", resampled.width, resampled.height, 0.9,
             lambda y0, y1: resampled.read(0, y0, resampled.width, y1 - y0), True, True,
         )  # fmt: skip
-        with SlideMask.open(tmp_path / "r.tif") as written:
+        with SlideMask.open(tmp_path / "r.tif", 6) as written:
             assert written.sha256() == resampled.sha256()
             assert written.count_nuclei() == resampled.count_nuclei()
 
 
 def test_a_mask_is_pickled_by_path_and_read_by_threads(mask, mask_path):
-    with SlideMask.open(mask_path) as opened, ThreadPoolExecutor(8) as pool:
+    with SlideMask.open(mask_path, 6) as opened, ThreadPoolExecutor(8) as pool:
         copies = pickle.loads(pickle.dumps((opened, resampled_to(opened, 1.0))))
         assert copies[0].sha256() == opened.sha256() and copies[1].width == WIDTH // 2
         corners = [(x, y) for x in range(0, 600, 50) for y in range(0, 400, 50)]
@@ -254,7 +254,7 @@ def test_components_that_wind_through_the_bands_are_counted_once(seed, rows, wid
 
 
 def test_the_summary_tells_the_share_of_tissue_and_hints(mask, mask_path, tmp_path):
-    with SlideMask.open(mask_path) as opened:
+    with SlideMask.open(mask_path, 6) as opened:
         summary = opened.scan()
         assert summary.tissue_share == pytest.approx((mask.tissue == 1).mean())
         assert summary.hint is None
@@ -263,7 +263,7 @@ def test_the_summary_tells_the_share_of_tissue_and_hints(mask, mask_path, tmp_pa
             opened.count_nuclei(5)
     ones = (mask.classes == 1).astype(np.uint8)
     write_slide_mask(tmp_path / "ones.tif", WIDTH, HEIGHT, 0.5, [MaskWindow(ones)], False, False)
-    with SlideMask.open(tmp_path / "ones.tif") as opened:
+    with SlideMask.open(tmp_path / "ones.tif", 6) as opened:
         assert "tissue mask" in opened.scan().hint
 
 
@@ -288,7 +288,7 @@ def test_a_gigapixel_mask_is_written_and_read_with_flat_memory(tmp_path):
         # Not ru_maxrss: a process inherits the peak of the one that started it.
         peak = lambda: int(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1]) // 1024
         written = peak()
-        with SlideMask.open(path) as mask:
+        with SlideMask.open(path, 6) as mask:
             before = peak()
             for x in range(0, SIZE - 1000, 2000):
                 for y in (0, 29_900, SIZE - 1000):

@@ -28,7 +28,7 @@ def imported(source: Path, **changes: Any) -> tuple[ImportReport, MaskWindow]:
     out = source.with_name("mask.tif")
     report = import_mask(source, out, ImportSettings(**({"classes": CLASSES} | changes)), overwrite=True)
     assert report.accounted == report.found
-    with SlideMask.open(out) as mask:
+    with SlideMask.open(out, 6) as mask:
         assert mask.mpp == (report.mpp if report.mpp is None else pytest.approx(report.mpp))
         return report, mask.read(0, 0, mask.width, mask.height)
 

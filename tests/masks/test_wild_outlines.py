@@ -24,7 +24,7 @@ def imported(source: Path, **changes: Any) -> tuple[ImportReport, MaskWindow]:
     given = ImportSettings(**({"classes": CLASSES, "size": (100, 80), "mpp": 0.5} | changes))
     report = import_mask(source, out, given, overwrite=True)
     assert report.accounted == report.found
-    with SlideMask.open(out) as mask:
+    with SlideMask.open(out, 6) as mask:
         assert mask.mpp == report.mpp
         return report, mask.read(0, 0, mask.width, mask.height)
 
@@ -307,7 +307,7 @@ def test_an_import_without_nuclei_is_refused_with_the_reason(content: Any, reaso
     out = tmp_path / "mask.tif"
     code, text = run("mask", "import", source, "-o", out, "--size", "100x80", "--allow-empty", *maps)
     assert code == 0 and "nuclei: none" in text
-    with SlideMask.open(out) as mask:
+    with SlideMask.open(out, 6) as mask:
         assert (mask.width, mask.height) == (100, 80) and not mask.read(0, 0, 100, 80).classes.any()
 
 

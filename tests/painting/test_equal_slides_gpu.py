@@ -93,7 +93,7 @@ def painter(spec):
 def jobs(mask, spec):
     """As many windows as a batch has, with a strip each that is painted already, as a later stage sees them."""
     side, rng, found = spec.window, np.random.default_rng(5), []
-    source = SlideMask.open(mask)
+    source = SlideMask.open(mask, 6)
     for number in range(spec.batch_size):
         x, y = (int(start) for start in rng.integers(0, SIDE - side, 2))
         known = np.zeros((side, side), bool)

@@ -27,7 +27,7 @@ def slide(spec, tmp_path_factory):
 
 @pytest.fixture
 def live(spec, request):
-    with SlideMask.open(spec.source) as source:
+    with SlideMask.open(spec.source, 6) as source:
         occupied = window_occupancy(GRID, source, source.scan(), spec.mpp)
     painter = LivePainter(spec, GRID, occupied, cache_bytes=getattr(request, "param", 64 << 20))
     yield painter
@@ -117,7 +117,7 @@ def test_a_painter_takes_over_what_has_not_changed(live, spec, slide):
 
 def test_a_change_reaches_the_windows_that_see_it(spec):
     """Marked cell by cell: every window whose conditions hold the cell, and every window that sees such a one."""
-    with SlideMask.open(spec.source) as mask:
+    with SlideMask.open(spec.source, 6) as mask:
         for row, column in ((0, 0), (3, 4), (8, 10)):
             cells = np.zeros((-(-HEIGHT // 32), -(-WIDTH // 32)), bool)
             cells[row, column] = True

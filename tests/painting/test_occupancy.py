@@ -34,7 +34,7 @@ def sparse_mask(request, tmp_path):
 
 @pytest.mark.parametrize("mpp", [0.5, 0.35, 1.1])
 def test_every_window_that_owns_more_than_glass_is_found(sparse_mask, mpp):
-    with SlideMask.open(sparse_mask) as source:
+    with SlideMask.open(sparse_mask, 6) as source:
         mask = resampled_to(source, mpp)
         grid = WindowGrid(mask.width, mask.height, 64, 8, 3)
         occupied = window_occupancy(grid, mask, source.scan(), mpp)
@@ -60,7 +60,7 @@ def test_windows_by_colour_count_every_window_once():
 
 def test_glass_is_written_and_not_painted_and_the_pixels_are_the_same(spec, tmp_path):
     grid = WindowGrid(330, 260, 64, 8, 3)
-    with SlideMask.open(spec.source) as source:
+    with SlideMask.open(spec.source, 6) as source:
         occupied = window_occupancy(grid, source, source.scan(), spec.mpp)
     assert not occupied.all()
     record = run_record(spec, "mask", "model")

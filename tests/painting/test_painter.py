@@ -31,7 +31,7 @@ def painter(spec, model):
 
 @pytest.fixture(scope="module")
 def job_at(mask_path):
-    mask = SlideMask.open(mask_path)
+    mask = SlideMask.open(mask_path, 6)
 
     def make(x, y, context=None, known=None):
         context = np.zeros((W, W, 3), np.uint8) if context is None else context

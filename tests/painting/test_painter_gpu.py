@@ -31,7 +31,7 @@ def cuda_model(model_path):
 @pytest.fixture(scope="module")
 def jobs(mask_path):
     """Forty windows with a known strip each, as a later stage sees them."""
-    mask, rng = SlideMask.open(mask_path), np.random.default_rng(5)
+    mask, rng = SlideMask.open(mask_path, 6), np.random.default_rng(5)
     found = []
     for number in range(40):
         x, y = int(rng.integers(0, 200)), int(rng.integers(0, 190))

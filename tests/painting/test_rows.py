@@ -103,7 +103,7 @@ def test_not_a_number_equals_itself_and_minus_nought_is_not_nought():
 
 @pytest.fixture
 def jobs(mask_path):
-    mask = SlideMask.open(mask_path)
+    mask = SlideMask.open(mask_path, 6)
     known = np.zeros((64, 64), bool)
     context = np.zeros((64, 64, 3), np.uint8)
     yield [WindowJob(x, 40, read_surroundings(mask, x, 40, 64, 64, 0.5), context, known) for x in (0, 50, 100, 150)]

@@ -20,7 +20,7 @@ from wsigen.viewer.server import listen, make_server
 
 
 def read_all(path: Path) -> MaskWindow:
-    with SlideMask.open(path) as mask:
+    with SlideMask.open(path, 6) as mask:
         return mask.read(0, 0, mask.width, mask.height)
 
 

@@ -27,7 +27,7 @@ from wsigen.system.cores import available_cores
 CACHE_BYTES = 128 << 20
 DECODERS = 8  # threads at most; decoders release the interpreter
 DECODED_TOGETHER = 32  # segments of one read from which threads are started for it: bands of a scan
-DEFAULT_CLASS_COUNT = 6
+MOST_CLASSES = 255  # that a class plane can hold
 
 
 class SlideMask(MaskSource):
@@ -39,7 +39,7 @@ class SlideMask(MaskSource):
     def __init__(
         self,
         path: str | os.PathLike[str],
-        class_count: int = DEFAULT_CLASS_COUNT,
+        class_count: int,
         cache_bytes: int = CACHE_BYTES,
     ) -> None:
         self.path = Path(path)
@@ -63,7 +63,7 @@ class SlideMask(MaskSource):
     def open(
         cls,
         path: str | os.PathLike[str],
-        class_count: int = DEFAULT_CLASS_COUNT,
+        class_count: int,
         cache_bytes: int = CACHE_BYTES,
     ) -> SlideMask:
         """Open a mask of classes 1..class_count; raises `MaskError` for a file that is no mask."""

@@ -18,7 +18,7 @@ from PIL import Image
 
 from wsigen.config import RenderKeywords, RenderSettings
 from wsigen.errors import MaskError, SettingsError
-from wsigen.masks.slide_mask import SlideMask
+from wsigen.masks.slide_mask import MOST_CLASSES, SlideMask
 from wsigen.networks.denoiser import Denoiser
 from wsigen.painting.on_demand import CACHE_BYTES, LivePainter, never
 from wsigen.rendering.plan import RenderPlan, plan_render
@@ -72,7 +72,7 @@ class GeneratedSlide(openslide.AbstractSlide):
     def detect_format(cls, filename: Any) -> str | None:
         """Return "wsigen" for a slide mask, None for anything else."""
         try:
-            SlideMask.open(filename).close()
+            SlideMask.open(filename, MOST_CLASSES).close()
         except MaskError:
             return None
         return "wsigen"

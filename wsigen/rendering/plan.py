@@ -18,7 +18,7 @@ from wsigen.masks.slide_mask import SlideMask
 from wsigen.masks.summary import MaskSummary
 from wsigen.masks.window import MaskWindow
 from wsigen.models.config import ModelConfig
-from wsigen.models.registry import DEFAULT_MODEL, find_model, weights_sha256
+from wsigen.models.registry import DEFAULT_MODEL, find_model, load_config, weights_sha256
 from wsigen.painting.compiled import compiles_first
 from wsigen.painting.grid import Rectangle, WindowGrid
 from wsigen.painting.occupancy import MaskShape, window_occupancy
@@ -126,17 +126,17 @@ class RenderPlan(StagePlan):
         return [model, mask] + [f"note: {note}" for note in notes if note]
 
 
-def open_mask(path: str | Path, class_count: int = 6) -> SlideMask:
+def open_mask(path: str | Path, class_count: int | None = None) -> SlideMask:
     """Open a slide mask, to read it window by window. Close it after use, or use it as a context manager.
 
     Args:
         path: the mask, a TIFF.
-        class_count: largest class number that the mask may hold.
+        class_count: largest class number that the mask may hold. None: that of the shipped painter.
 
     Raises:
         MaskError: the file cannot be read as a slide mask.
     """
-    return SlideMask.open(path, class_count)
+    return SlideMask.open(path, len(load_config(DEFAULT_MODEL).classes) if class_count is None else class_count)
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from wsigen.errors import MaskError, SettingsError, SlideError
 from wsigen.masks.importers.report import counted_from_bounds
 from wsigen.masks.importers.sniffing import open_source
 from wsigen.masks.origin import Origin
-from wsigen.masks.slide_mask import SlideMask
+from wsigen.masks.slide_mask import MOST_CLASSES, SlideMask
 from wsigen.models.config import ModelConfig
 from wsigen.models.registry import DEFAULT_MODEL, load_config
 from wsigen.painting.on_demand import CACHE_BYTES
@@ -171,7 +171,7 @@ def is_mask(path: Path) -> bool:
     if not path.exists():
         raise SlideError(f"{path}: no such file; give a slide or a mask")
     try:
-        SlideMask.open(path).close()
+        SlideMask.open(path, MOST_CLASSES).close()
     except MaskError:
         return False
     return True

@@ -24,7 +24,7 @@ from wsigen.masks.importers.class_maps import UNCLASSIFIED
 from wsigen.masks.importers.settings import check_size
 from wsigen.masks.importers.sources import Head, Labels, LabelSource
 from wsigen.masks.palettes import palette_indices
-from wsigen.masks.slide_mask import SlideMask
+from wsigen.masks.slide_mask import MOST_CLASSES, SlideMask
 from wsigen.masks.tiff.labels import LabelPage, label_pages, page_rows
 from wsigen.masks.tiff.metadata import PLANE_NAMES
 from wsigen.system.text_files import read_text
@@ -98,7 +98,7 @@ class _TiffLabels:
     def bands(self) -> Iterator[Labels]:
         if self._as_mask:
             try:
-                mask = SlideMask.open(self._path, class_count=255)
+                mask = SlideMask.open(self._path, MOST_CLASSES)
             except MaskError:  # its further pages make no mask, or it has single bits
                 yield from self._decoded()
                 return

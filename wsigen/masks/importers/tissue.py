@@ -21,7 +21,7 @@ from wsigen.masks.importers.rasterise import Rasteriser
 from wsigen.masks.importers.settings import ImportSettings
 from wsigen.masks.importers.sniffing import open_source
 from wsigen.masks.importers.sources import LabelSource, OutlineSource, damage_is_one_line
-from wsigen.masks.slide_mask import SlideMask
+from wsigen.masks.slide_mask import MOST_CLASSES, SlideMask
 from wsigen.masks.window import GLASS, TISSUE, UNKNOWN
 from wsigen.system.reporting import Reporter
 from wsigen.system.scale import plausible_mpp
@@ -135,7 +135,7 @@ def _tissue_planes(path: Path) -> Iterator[np.ndarray] | None:
     if path.is_dir():
         return None
     try:
-        mask = SlideMask.open(path, class_count=255)
+        mask = SlideMask.open(path, MOST_CLASSES)
     except MaskError:
         return None
     if not mask.has_tissue:
