@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from wsigen.conditions.context import from_uint8
 from wsigen.errors import ModelError
 from wsigen.networks.measuring import FeatureNetwork
 
@@ -25,8 +26,7 @@ class PatchFeatures:
 
 def to_images(patches: np.ndarray, device: torch.device) -> Tensor:
     """(N, H, W, 3) uint8 to (N, 3, H, W) float32 in [-1, 1] on the device."""
-    tensor = torch.from_numpy(np.ascontiguousarray(patches)).to(device)
-    return tensor.permute(0, 3, 1, 2).float() / 127.5 - 1
+    return from_uint8(torch.from_numpy(np.ascontiguousarray(patches)).to(device))
 
 
 @torch.inference_mode()

@@ -13,7 +13,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-NUMBERS = 6  # of a style
+from wsigen.models.stain import STYLE_NUMBERS
+
+NUMBERS = len(STYLE_NUMBERS)  # of a style
 AFFINE_TERMS = 1 + NUMBERS
 QUADRATIC_TERMS = AFFINE_TERMS + NUMBERS * (NUMBERS + 1) // 2
 # Inputs that paint nearly the same differ little in error: this weight picks the one nearest to the asked style, where

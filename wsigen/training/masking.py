@@ -10,6 +10,7 @@ from typing import cast
 import numpy as np
 import torch
 
+from wsigen.conditions.context import to_uint8
 from wsigen.conditions.contract import Condition, Crops, Draft, Groups
 from wsigen.conditions.density import CUT, MARGIN
 from wsigen.conditions.settings import unspoilt
@@ -79,7 +80,7 @@ class MaskTrainer(DenoisingTrainer):
         colours = np.array([(255, 255, 255), *(entry.rgb for entry in config.classes)], np.uint8)
         rows = []
         for pictures in (batch.x0, sampled):
-            bytes_ = ((pictures + 1) * 127.5).round().clamp(0, 255).byte().permute(0, 2, 3, 1).cpu().numpy()
+            bytes_ = to_uint8(pictures).cpu().numpy()
             rows += [np.hstack(list(bytes_)), np.hstack([colours[decoder(picture).classes] for picture in bytes_])]
         write_png(np.vstack(rows), self.out / "samples" / f"step-{self.step:06d}.png")
 
