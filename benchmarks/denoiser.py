@@ -99,11 +99,11 @@ class Inputs:
 
     def to(self, device: str) -> Inputs:
         """The same on another device."""
-        return Inputs(self.x.to(device), self.t.to(device), self.told.map(lambda tensor: tensor.to(device)))
+        return Inputs(self.x.to(device), self.t.to(device), self.conditions.map(lambda tensor: tensor.to(device)))
 
     def forward(self, model: Callable[..., Any], specs: tuple[TensorSpec, ...]) -> Any:
         """Call a model as training does: it prepares its conditions anew."""
-        return model(self.x, self.t, *self.told.in_order(specs))
+        return model(self.x, self.t, *self.conditions.in_order(specs))
 
 
 def load(name: str) -> NasdmModel:
@@ -132,7 +132,7 @@ def count_flops(model: NasdmModel, inputs: Inputs) -> tuple[int, int]:
         return counter.get_total_flops()
 
     with back_ends("torch"):
-        ready = meta.prepare(given.told)
+        ready = meta.prepare(given.conditions)
         computed = counted(lambda: given.forward(meta, meta.specs))
         return computed, counted(lambda: meta.predict(ready, given.x, given.t))
 
@@ -204,12 +204,12 @@ def prepare(variant: str, model: NasdmModel, inputs: Inputs, device: str, quick:
             return torch.compile(function, dynamic=False) if compiles else function
 
         forward, make_maps, predict = chosen(model), chosen(model.prepare), chosen(model.predict)
-        ready = model.prepare(inputs.told)
+        ready = model.prepare(inputs.conditions)
         prepared = [
             graphed(function, device)
             for function in (
                 lambda: predict(ready, inputs.x, inputs.t),
-                lambda: make_maps(inputs.told),
+                lambda: make_maps(inputs.conditions),
                 *([] if compiles and quick else [lambda: inputs.forward(forward, model.specs)]),
             )
         ]

@@ -22,7 +22,7 @@ from torch.profiler import ProfilerActivity, profile
 from wsigen.diffusion.guidance import is_guided
 from wsigen.diffusion.schedules import NoiseSchedule
 from wsigen.networks.denoise import denoise, model_sampler
-from wsigen.networks.guided import ToldNetwork
+from wsigen.networks.guided import ConditionedNetwork
 from wsigen.system.devices import choose_device
 
 CONVOLUTIONS = ("fprop", "cutlass", "conv")  # in names of kernels
@@ -82,11 +82,11 @@ def main(model: str, device: str, batch: int) -> None:
     given = Inputs.random(config, batch, config.window, choice.device, number)
     schedule = NoiseSchedule.from_name(config.schedule, config.schedule_steps)
     sampler = model_sampler(config, schedule, config.num_inference_steps)
-    inputs = given.told.replaced(context=given.told.context.float(), known=given.told.known > 0)
+    inputs = given.conditions.replaced(context=given.conditions.context.float(), known=given.conditions.known > 0)
     noise = given.x.float().contiguous()
     with torch.inference_mode():
-        told_network = ToldNetwork(network, given.told)
-        table("The maps", times(lambda: network.prepare(given.told), choice.device))
+        told_network = ConditionedNetwork(network, given.conditions)
+        table("The maps", times(lambda: network.prepare(given.conditions), choice.device))
         table("A step", times(lambda: told_network(given.x, 500.0), choice.device))
 
         def paint() -> object:

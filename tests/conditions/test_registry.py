@@ -27,7 +27,7 @@ class Scanner(Condition):
         return (TensorSpec("test-scanner", "vector", 2),)
 
     def draw(self, draft, settings, groups):
-        draft.told["test-scanner"] = draft.randn(len(draft), 2)
+        draft.tensors["test-scanner"] = draft.randn(len(draft), 2)
 
 
 class Plain(Denoiser):
@@ -122,6 +122,9 @@ class Dotted(Condition):
     @property
     def specs(self):
         return (TensorSpec("dotted.vector", "vector", 2),)
+
+    def draw(self, draft, settings, groups):
+        """It is never asked."""
 
 
 @pytest.mark.parametrize("name", ["or.gan", "or=gan", "", "or gan"])

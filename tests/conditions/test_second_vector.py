@@ -60,7 +60,7 @@ class Organ(Condition):
 
     def draw(self, draft, settings, groups):
         kept = draft.rand(len(draft))[:, None] >= settings.conditions.get("organ", {}).get("drop", 0.0)
-        draft.told["organ"] = groups[draft.crops.group] * kept
+        draft.tensors["organ"] = groups[draft.crops.group] * kept
 
 
 @pytest.fixture(autouse=True)

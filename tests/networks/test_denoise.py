@@ -4,8 +4,8 @@ from dataclasses import replace
 
 import pytest
 import torch
-from random_told import NARROW_PAPER as PAPER
-from random_told import told_for
+from random_conditions import NARROW_PAPER as PAPER
+from random_conditions import conditions_for
 
 from wsigen.diffusion.samplers import make_sampler
 from wsigen.diffusion.schedules import NoiseSchedule
@@ -33,7 +33,7 @@ def sampler_name(request):
 
 def test_the_published_network_paints_with_ddpm(lively):
     model = lively(PAPER)
-    inputs = told_for(PAPER, known_share=0.0)
+    inputs = conditions_for(PAPER, known_share=0.0)
     painted = paint(model, "ddpm", 4, inputs)
     assert painted.shape == (2, 3, 32, 32) and painted.dtype == torch.float32
     assert painted.isfinite().all() and painted.abs().max() <= 1
@@ -47,7 +47,7 @@ def test_the_learned_variance_scales_the_fresh_noise(lively):
         for model, raw in ((narrow, -1.0), (wide, 1.0)):  # beta~ and beta: the two ends of the range
             model.unet.conv_out.weight[3:] = 0
             model.unet.conv_out.bias[3:] = raw
-    inputs = told_for(PAPER, known_share=0.0)
+    inputs = conditions_for(PAPER, known_share=0.0)
     schedule = NoiseSchedule.from_name(PAPER.schedule, PAPER.schedule_steps)
     low, high = make_sampler("ddpm", schedule, 3).steps[0].log_variance_range
     assert low < high
@@ -56,7 +56,7 @@ def test_the_learned_variance_scales_the_fresh_noise(lively):
 
 @pytest.mark.parametrize("config", [TINY, PAPER], ids=["tiny", "paper"])
 def test_known_pixels_come_out_exactly(lively, config, sampler_name):
-    inputs = told_for(config)
+    inputs = conditions_for(config)
     painted = paint(lively(config), sampler_name, 3, inputs)
     known = inputs.known.expand_as(painted) > 0
     assert torch.equal(painted[known], inputs.context[known])
@@ -65,7 +65,7 @@ def test_known_pixels_come_out_exactly(lively, config, sampler_name):
 
 def test_guidance_of_one_is_no_guidance(lively, monkeypatch):
     model = lively(TINY)
-    inputs = told_for(TINY)
+    inputs = conditions_for(TINY)
     calls, prepare = [], model.prepare
     monkeypatch.setattr(model, "prepare", lambda told: calls.append(1) or prepare(told))
     plain = paint(model, "dpm++2m", 2, inputs)
@@ -76,7 +76,7 @@ def test_guidance_of_one_is_no_guidance(lively, monkeypatch):
 
 
 def test_the_models_own_guidance_is_the_default(lively):
-    model, inputs = lively(TINY), told_for(TINY)
+    model, inputs = lively(TINY), conditions_for(TINY)
     asked = paint(model, "dpm++2m", 2, inputs, guidance_scale=3.0)
     model.config = replace(TINY, guidance_scale=3.0)
     assert torch.equal(paint(model, "dpm++2m", 2, inputs, guidance_scale=None), asked)
@@ -91,7 +91,7 @@ def test_the_models_own_guidance_is_the_default(lively):
 def test_a_window_is_rounded_alike_in_every_row_of_a_batch(lively, batch):
     """With the shipped network's shapes: small matrix products of a CPU round by place where they are left to."""
     config = ModelConfig.preset("nasdm-colon-20x")
-    model, inputs = lively(config), told_for(config)
+    model, inputs = lively(config), conditions_for(config)
     alike = inputs.map(lambda told: told[:1].repeat(batch, *[1] * (told.ndim - 1)))
     noise = torch.randn((1, 3, 32, 32), generator=torch.Generator().manual_seed(2)).repeat(batch, 1, 1, 1)
     with torch.inference_mode():
@@ -100,7 +100,7 @@ def test_a_window_is_rounded_alike_in_every_row_of_a_batch(lively, batch):
 
 
 def test_learned_guidance_is_told_by_the_present_plane_and_takes_one_call(lively, monkeypatch):
-    model, inputs = lively(TINY), told_for(TINY)
+    model, inputs = lively(TINY), conditions_for(TINY)
     outside = paint(model, "dpm++2m", 2, inputs, guidance_scale=2.5)
     unguided = paint(model, "dpm++2m", 2, inputs)
     seen, prepare = [], model.prepare
@@ -119,7 +119,7 @@ def test_learned_guidance_is_told_by_the_present_plane_and_takes_one_call(lively
 
 def test_guidance_of_zero_forgets_the_mask(lively):
     model = lively(TINY)
-    inputs = told_for(TINY)
+    inputs = conditions_for(TINY)
     other = inputs.replaced(mask=inputs["mask"].flip(0), tissue=0 * inputs["tissue"])
     assert not torch.equal(*(paint(model, "dpm++2m", 2, given) for given in (inputs, other)))
     first, second = (paint(model, "dpm++2m", 2, given, guidance_scale=0.0) for given in (inputs, other))
@@ -127,7 +127,7 @@ def test_guidance_of_zero_forgets_the_mask(lively):
 
 
 def test_a_network_in_bfloat16_keeps_known_pixels_exact(lively):
-    inputs = told_for(TINY)
+    inputs = conditions_for(TINY)
     painted = paint(lively(TINY).bfloat16(), "dpm++2m", 2, inputs)
     known = inputs.known.expand_as(painted) > 0
     assert painted.dtype == torch.float32

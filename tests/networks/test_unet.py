@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from random_told import NARROW_PAPER, told_for
+from random_conditions import NARROW_PAPER, conditions_for
 
 from wsigen.models.config import ModelConfig
 from wsigen.networks.nasdm import NasdmModel
@@ -21,7 +21,7 @@ CONFIGS = {
 def inputs_for(config, side=32, batch=2):
     """A noisy window, timesteps, and what the network is told."""
     x = torch.randn((batch, 3, side, side), generator=torch.Generator().manual_seed(3))
-    return x, torch.tensor([17.5, 903.0])[:batch], told_for(config, side, batch)
+    return x, torch.tensor([17.5, 903.0])[:batch], conditions_for(config, side, batch)
 
 
 def run(model, x, t, told):
@@ -80,8 +80,8 @@ def test_every_input_reaches_the_output(lively, changed):
 
 def test_planes_enter_in_the_order_of_the_configuration(lively):
     model = lively(CONFIGS["tiny"])
-    told = model.told(told_for(model.config))
-    given = told_for(model.config)
+    told = model.entries(conditions_for(model.config))
+    given = conditions_for(model.config)
     assert torch.equal(told.planes, torch.cat([given["mask"], given["tissue"], given["present"]], 1))
     assert told.planes.is_contiguous(memory_format=torch.channels_last)
     assert [torch.equal(*pair) for pair in zip(told.pixels, (given["context"], given["known"]), strict=True)] == [

@@ -9,7 +9,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from random_told import told_for
+from random_conditions import conditions_for
 
 from wsigen.conditions.contract import ConditionBatch
 from wsigen.diffusion.samplers import make_sampler
@@ -17,7 +17,7 @@ from wsigen.diffusion.schedules import NoiseSchedule
 from wsigen.models.config import ModelConfig
 from wsigen.networks import unet_fused
 from wsigen.networks.denoise import denoise
-from wsigen.networks.guided import ToldNetwork
+from wsigen.networks.guided import ConditionedNetwork
 from wsigen.networks.recorded import Recorded
 
 DEVICE, DTYPE = ("cuda", torch.bfloat16) if torch.cuda.is_available() else ("cpu", torch.float32)
@@ -49,7 +49,7 @@ def model(lively):
 def inputs_for(config, side=16, batch=2):
     """A noisy window, timesteps, and what the network is told."""
     x = torch.randn((batch, 3, side, side), generator=torch.Generator().manual_seed(3)).to(DEVICE)
-    told = told_for(config, side, batch, known_share=0.5, device=DEVICE)
+    told = conditions_for(config, side, batch, known_share=0.5, device=DEVICE)
     return x, torch.tensor([17.5, 903.0], device=DEVICE), told
 
 
@@ -138,7 +138,7 @@ def test_conditions_are_given_once(model):
         noise, _, given = inputs_for(model.config, side)
         x, told = noise.to(DTYPE), given.to(DTYPE)
         with torch.inference_mode():
-            network = ToldNetwork(model, told)
+            network = ConditionedNetwork(model, told)
             for timestep in (903.0, 17.5):
                 t = torch.full((2,), timestep, device=DEVICE)
                 assert torch.equal(network(x, timestep).mean, model(x, t, *told.in_order(model.specs)))
@@ -149,7 +149,7 @@ def test_recorded_work_is_the_work(model):
     """It repeats itself, follows new values, and is recorded anew for another shape."""
     model = model.to(DTYPE)
 
-    names = list(told_for(model.config, 8))
+    names = list(conditions_for(model.config, 8))
 
     def work(noise, *tensors):
         told = ConditionBatch(dict(zip(names, tensors, strict=True)))

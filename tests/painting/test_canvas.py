@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from wsigen.errors import StoreError
 from wsigen.painting.canvas import Canvas, CanvasPanels
-from wsigen.painting.grid import COLOURS, Block, BlockGrid, Colour, Rectangle, WindowGrid
+from wsigen.painting.grid import PARITIES, Block, BlockGrid, Parity, Rectangle, WindowGrid
 
 RUN = {"seed": 1, "model": {"sha256": "ab"}, "style": (0.5, 0.25)}
 
@@ -22,19 +22,19 @@ def plane(layout: BlockGrid, seed=5) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 256, size, dtype=np.uint8)
 
 
-def fill(canvas: Canvas, picture: np.ndarray | dict[Colour, np.ndarray], colours=COLOURS) -> None:
-    """Paint all windows after one picture, or after one for each colour."""
+def fill(canvas: Canvas, picture: np.ndarray | dict[Parity, np.ndarray], parities=PARITIES) -> None:
+    """Paint all windows after one picture, or after one for each parity."""
     layout = canvas.layout
     for block in layout.blocks():
-        for colour in colours:
-            width, height = layout.chunk_size(colour)
+        for parity in parities:
+            width, height = layout.chunk_size(parity)
             chunk = np.zeros((height, width, 3), np.uint8)
-            for window in layout.windows(block, colour):
+            for window in layout.windows(block, parity):
                 x, y, w, h = layout.grid.held(window)
-                painted = picture[colour] if isinstance(picture, dict) else picture
+                painted = picture[parity] if isinstance(picture, dict) else picture
                 chunk[layout.within_chunk(window)] = painted[y : y + h, x : x + w]
-            if layout.windows(block, colour):
-                canvas.write(block, colour, chunk)
+            if layout.windows(block, parity):
+                canvas.write(block, parity, chunk)
 
 
 @given(st.integers(1, 300), st.integers(1, 300), st.sampled_from([0, 6, 8]), st.integers(1, 3), st.data())
@@ -42,7 +42,7 @@ def fill(canvas: Canvas, picture: np.ndarray | dict[Colour, np.ndarray], colours
 def test_any_region_reads_back_what_was_painted_blended(tmp_path_factory, width, height, blend, b, data):
     layout = BlockGrid(WindowGrid(width, height, 64, 16, blend), b)
     canvas = Canvas.create(tmp_path_factory.mktemp("store") / "c.canvas", layout, RUN)
-    pictures = {colour: plane(layout, seed) for seed, colour in enumerate(COLOURS)}
+    pictures = {parity: plane(layout, seed) for seed, parity in enumerate(PARITIES)}
     fill(canvas, pictures)
     picture, exists = blended(layout.grid, pictures)
     x, y = data.draw(st.integers(-80, width)), data.draw(st.integers(-80, height))
@@ -58,8 +58,8 @@ def test_any_region_reads_back_what_was_painted_blended(tmp_path_factory, width,
     assert np.array_equal(slide, picture[:height, :width])
 
 
-def blended(grid: WindowGrid, pictures: dict[Colour, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-    """The mean of pictures of four colours with the weights of their windows, rounded, and where it is known."""
+def blended(grid: WindowGrid, pictures: dict[Parity, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """The mean of pictures of four parities with the weights of their windows, rounded, and where it is known."""
     size = next(iter(pictures.values())).shape[:2]
     rows, columns = (
         [np.pad(trapezia(axis), ((0, 0), (0, 999)))[parity::2, :length].sum(0) for parity in (0, 1)]
@@ -88,12 +88,12 @@ def test_painted_samples_show_each_pixel_once(tmp_path, every):
     canvas = Canvas.create(tmp_path / "c", BlockGrid(WindowGrid(300, 200, 64, 16, 6), 2), RUN)
     picture, seen = plane(canvas.layout), np.zeros((140, 250), int)
     region = Rectangle(30, 20, 250, 140)
-    assert canvas.painted_samples((Block(0, 0), Colour(0, 0)), region, every) is None
+    assert canvas.painted_samples((Block(0, 0), Parity(0, 0)), region, every) is None
     fill(canvas, picture)
     for block in canvas.layout.blocks():
-        for colour in COLOURS:
-            shown = canvas.painted_samples((block, colour), region, every)
-            assert (shown is None) == (not canvas.layout.windows(block, colour))
+        for parity in PARITIES:
+            shown = canvas.painted_samples((block, parity), region, every)
+            assert (shown is None) == (not canvas.layout.windows(block, parity))
             columns, rows, pixels = shown or (np.zeros(0, int), np.zeros(0, int), np.zeros((0, 0, 3), np.uint8))
             seen[np.ix_(rows, columns)] += 1
             assert np.array_equal(pixels, picture[np.ix_(20 + rows, 30 + columns)])
@@ -102,11 +102,11 @@ def test_painted_samples_show_each_pixel_once(tmp_path, every):
 
 def test_blank_chunks_count_as_done(tmp_path):
     canvas = Canvas.create(tmp_path / "c", BlockGrid(WindowGrid(100, 100, 64, 16), 1), RUN)
-    block, colour = Block(0, 0), Colour(0, 0)
-    assert not canvas.is_done(block, colour)
-    canvas.write(block, colour, np.zeros((56, 56, 3), np.uint8))
-    assert canvas.is_done(block, colour)
-    assert Canvas.open(tmp_path / "c").is_done(block, colour)
+    block, parity = Block(0, 0), Parity(0, 0)
+    assert not canvas.is_done(block, parity)
+    canvas.write(block, parity, np.zeros((56, 56, 3), np.uint8))
+    assert canvas.is_done(block, parity)
+    assert Canvas.open(tmp_path / "c").is_done(block, parity)
 
 
 @pytest.mark.parametrize("damage", ["truncate", "empty", "flip", "flip checksum"])
@@ -123,8 +123,8 @@ def test_a_damaged_chunk_counts_as_not_done_and_is_never_context(tmp_path, damag
         content[-1 if damage == "flip checksum" else len(content) // 2] ^= 1
     file.write_bytes(content)
     fresh = Canvas.open(tmp_path / "c")
-    assert not fresh.is_done(Block(0, 0), Colour(0, 0))
-    assert fresh.is_done(Block(0, 0), Colour(1, 0))
+    assert not fresh.is_done(Block(0, 0), Parity(0, 0))
+    assert fresh.is_done(Block(0, 0), Parity(1, 0))
     _, known = fresh.read_region(0, 0, 56, 56)
     assert not known.any()
     with pytest.raises(StoreError, match="damaged"):
@@ -133,7 +133,7 @@ def test_a_damaged_chunk_counts_as_not_done_and_is_never_context(tmp_path, damag
 
 def test_panels_of_an_unfinished_canvas_are_refused(tmp_path):
     canvas = Canvas.create(tmp_path / "c", BlockGrid(WindowGrid(100, 100, 64, 16), 1), RUN)
-    fill(canvas, plane(canvas.layout), colours=COLOURS[:3])
+    fill(canvas, plane(canvas.layout), parities=PARITIES[:3])
     with pytest.raises(StoreError, match="missing"):
         CanvasPanels(canvas, (1, 2, 3))(0, 0, 100, 100)
 
@@ -183,7 +183,7 @@ def test_remove_deletes_the_store(tmp_path):
 
 def test_blank_chunks_are_ordinary_chunks_that_are_told_by_their_files(tmp_path):
     canvas = Canvas.create(tmp_path / "c", BlockGrid(WindowGrid(300, 200, 64, 16), 2), RUN)
-    chunks = [(block, colour) for block in canvas.layout.blocks() for colour in COLOURS]
+    chunks = [(block, parity) for block in canvas.layout.blocks() for parity in PARITIES]
     canvas.write_blank([chunk for chunk in chunks if canvas.layout.windows(*chunk)], (9, 8, 7))
     again = Canvas.open(tmp_path / "c")
     assert all(again.is_done(*chunk) for chunk in chunks)
@@ -193,8 +193,8 @@ def test_blank_chunks_are_ordinary_chunks_that_are_told_by_their_files(tmp_path)
     assert not again.is_blank(Rectangle(0, 0, 300, 200), (9, 8, 6))
     panel = CanvasPanels(again, (9, 8, 7))(0, 0, 300, 200)
     assert (panel == (9, 8, 7)).all() and panel.strides[:2] == (0, 0), "without memory"
-    width, height = canvas.layout.chunk_size(Colour(0, 0))
-    again.write(Block(0, 0), Colour(0, 0), np.full((height, width, 3), 5, np.uint8))
+    width, height = canvas.layout.chunk_size(Parity(0, 0))
+    again.write(Block(0, 0), Parity(0, 0), np.full((height, width, 3), 5, np.uint8))
     assert not again.is_blank(Rectangle(0, 0, 10, 10), (9, 8, 7))
     assert again.is_blank(Rectangle(250, 150, 10, 10), (9, 8, 7))
 

@@ -15,7 +15,7 @@ import torch
 from wsigen.errors import SettingsError, StoreError
 from wsigen.painting.canvas import Canvas
 from wsigen.painting.dask_cluster import local_cluster
-from wsigen.painting.grid import Block, BlockGrid, Colour, Rectangle, WindowGrid
+from wsigen.painting.grid import Block, BlockGrid, Parity, Rectangle, WindowGrid
 from wsigen.painting.process_worker import Job, ProcessWorker
 from wsigen.painting.scheduler import Run, paint_canvas
 from wsigen.painting.slide_worker import SlideWorker, fixed_threads, load_model, new_threads
@@ -197,14 +197,14 @@ def test_an_interrupt_leaves_a_canvas_that_can_be_resumed(painted, spec, tmp_pat
     assert np.array_equal(slide(canvas), painted[1])
 
 
-@pytest.mark.parametrize("colour", [Colour(0, 0), Colour(0, 1), Colour(1, 1)])
-def test_a_damaged_chunk_is_painted_again_and_nothing_else(painted, painted_finely, spec, tmp_path, colour):
+@pytest.mark.parametrize("parity", [Parity(0, 0), Parity(0, 1), Parity(1, 1)])
+def test_a_damaged_chunk_is_painted_again_and_nothing_else(painted, painted_finely, spec, tmp_path, parity):
     shutil.copytree(painted_finely[0].path, tmp_path / "c")
-    file = tmp_path / "c" / f"colour-{colour.x}{colour.y}" / "c" / "1" / "1" / "0"
+    file = tmp_path / "c" / f"colour-{parity.x}{parity.y}" / "c" / "1" / "1" / "0"
     file.write_bytes(file.read_bytes()[:-100])
     again = Canvas.open(tmp_path / "c")
     (task,) = make_plan(again).tasks
-    assert task.chunks == ((Block(1, 1), colour),)
+    assert task.chunks == ((Block(1, 1), parity),)
     paint_canvas(again, spec)
     assert np.array_equal(slide(again), painted[1])
 
@@ -223,13 +223,13 @@ def test_tasks_wait_for_the_tasks_that_write_what_their_windows_see(spec, tmp_pa
     for b in (1, 2):
         layout = BlockGrid(GRID, b)
         for block in layout.blocks():
-            for colour in [Colour(0, 0), Colour(1, 0), Colour(0, 1), Colour(1, 1)]:
+            for parity in [Parity(0, 0), Parity(1, 0), Parity(0, 1), Parity(1, 1)]:
                 seen = {
-                    (layout.block_of(neighbour), neighbour.colour)
-                    for window in layout.windows(block, colour)
+                    (layout.block_of(neighbour), neighbour.parity)
+                    for window in layout.windows(block, parity)
                     for neighbour in GRID.dependencies(window)
                 }
-                assert seen <= set(chunk_sources(block, colour))
+                assert seen <= set(chunk_sources(block, parity))
     plan = make_plan(new_canvas(tmp_path / "c", spec, 1))
     for position, task in enumerate(plan.tasks):
         assert plan.waits_for[task] <= set(plan.tasks[:position])

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from wsigen.errors import SettingsError
 from wsigen.painting.blending import Mosaic
 from wsigen.painting.grid import (
-    COLOURS,
+    PARITIES,
     STAGES,
     Block,
     BlockGrid,
@@ -132,7 +132,7 @@ def test_a_pixel_is_not_known_before_its_last_window():
     mosaic = Mosaic(grid, region)
     *others, last = mosaic.windows
     for window in others:
-        mosaic.add(window, np.full((*grid.held_size(window.colour)[::-1], 3), 9, np.uint8))
+        mosaic.add(window, np.full((*grid.held_size(window.parity)[::-1], 3), 9, np.uint8))
     x, y, width, height = grid.held(last)
     own = np.s_[max(y - region.y, 0) : y - region.y + height, max(x - region.x, 0) : x - region.x + width]
     assert mosaic.known.any() and not mosaic.known[own].any()
@@ -148,7 +148,7 @@ def test_context_comes_from_earlier_stages_of_at_most_8_neighbours(grid, data):
     seen = set(mosaic.windows)
     assert seen == set(grid.dependencies(window)) and all(near.stage < window.stage for near in seen)
     for near in mosaic.windows:
-        mosaic.add(near, np.zeros((*grid.held_size(near.colour)[::-1], 3), np.uint8))
+        mosaic.add(near, np.zeros((*grid.held_size(near.parity)[::-1], 3), np.uint8))
     assert not mosaic.known[grid.held_within(window)].any(), "what a window holds it paints without knowing"
 
 
@@ -186,11 +186,11 @@ def test_blocks_partition_windows_and_chunks_hold_each_window_once(grid, b):
     layout = BlockGrid(grid, b)
     found = []
     for block in layout.blocks():
-        for colour in COLOURS:
-            width, height = layout.chunk_size(colour)
+        for parity in PARITIES:
+            width, height = layout.chunk_size(parity)
             held = np.zeros((height, width), np.uint8)
-            for window in layout.windows(block, colour):
-                assert window.colour == colour and layout.block_of(window) == block
+            for window in layout.windows(block, parity):
+                assert window.parity == parity and layout.block_of(window) == block
                 found.append(window)
                 held[layout.within_chunk(window)] += 1
             assert held.max(initial=0) <= 1

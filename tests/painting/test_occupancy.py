@@ -9,8 +9,8 @@ from wsigen.masks.slide_mask import SlideMask
 from wsigen.masks.window import MaskWindow
 from wsigen.masks.writer import write_slide_mask
 from wsigen.painting.canvas import Canvas
-from wsigen.painting.grid import COLOURS, BlockGrid, WindowGrid
-from wsigen.painting.occupancy import occupied_windows, window_occupancy, windows_by_colour
+from wsigen.painting.grid import PARITIES, BlockGrid, WindowGrid
+from wsigen.painting.occupancy import occupied_windows, window_occupancy, windows_by_parity
 from wsigen.painting.scheduler import paint_canvas
 from wsigen.painting.spec import run_record
 from wsigen.painting.tasks import chunk_sources, make_plan
@@ -48,14 +48,14 @@ def test_every_window_that_owns_more_than_glass_is_found(sparse_mask, mpp):
         assert occupied.sum() < 3 * needed.sum(), "most glass is known to be glass"
 
 
-def test_windows_by_colour_count_every_window_once():
+def test_windows_by_parity_count_every_window_once():
     occupied = np.random.default_rng(0).random((9, 12)) < 0.3
-    counts = windows_by_colour(occupied)
+    counts = windows_by_parity(occupied)
     assert sum(total for total, _ in counts.values()) == occupied.size
     assert sum(found for _, found in counts.values()) == occupied.sum()
     layout = BlockGrid(WindowGrid(12 * 56 - 20, 9 * 56 - 20, 64, 8), 2)
     assert (layout.grid.rows, layout.grid.columns) == occupied.shape
-    assert occupied.sum() == sum(occupied_windows(layout, (b, c), occupied) for b in layout.blocks() for c in COLOURS)
+    assert occupied.sum() == sum(occupied_windows(layout, (b, c), occupied) for b in layout.blocks() for c in PARITIES)
 
 
 def test_glass_is_written_and_not_painted_and_the_pixels_are_the_same(spec, tmp_path):
@@ -82,7 +82,7 @@ def test_sparse_blocks_share_tasks_and_keep_their_dependencies(tmp_path, spec):
     weights = [sum(occupied_windows(layout, chunk, occupied) for chunk in task.chunks) for task in plan.tasks]
     assert np.mean(weights) > 8 and max(weights) <= 16
     chunks = [chunk for task in plan.tasks for chunk in task.chunks] + list(plan.blank)
-    assert len(chunks) == len(set(chunks)) == sum(bool(layout.windows(b, c)) for b in layout.blocks() for c in COLOURS)
+    assert len(chunks) == len(set(chunks)) == sum(bool(layout.windows(b, c)) for b in layout.blocks() for c in PARITIES)
     assert len({task.key for task in plan.tasks}) == len(plan.tasks)
     writer = {chunk: task for task in plan.tasks for chunk in task.chunks}
     for rank, task in enumerate(plan.tasks):

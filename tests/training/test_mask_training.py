@@ -104,8 +104,8 @@ def test_batches_keep_context_and_forget_layouts_as_told(bank):
     batch = mask_corruptor(conditions_of(PRESETS["tiny-mask"]), bank, settings)(
         bank.sample(64, 8, generator(3)), generator(4)
     )
-    assert not batch.told["density"].any() and not batch.told["present"].any()
-    assert torch.equal(batch.told.context, batch.x0 * batch.known) and 0 < batch.known.mean() < 1
+    assert not batch.conditions["density"].any() and not batch.conditions["present"].any()
+    assert torch.equal(batch.conditions.context, batch.x0 * batch.known) and 0 < batch.known.mean() < 1
     assert batch.ignored is not None and batch.ignored.shape == (8, 1, 64, 64)
 
 

@@ -444,7 +444,7 @@ def batch_of(data, context=None, condition=None, augment=None):
 
 def test_known_pixels_show_the_context_and_unknown_ones_the_picture(data):
     crops, batch = batch_of(data)
-    assert torch.equal(batch.told.context, batch.x0 * batch.known)
+    assert torch.equal(batch.conditions.context, batch.x0 * batch.known)
     unknown = (batch.known == 0).expand_as(batch.x0)
     picture = crops.picture.float() / 127.5 - 1
     torch.testing.assert_close(batch.x0[unknown], picture[unknown], rtol=0, atol=1e-4)
@@ -463,12 +463,12 @@ def test_pinned_glass_is_known_and_white(data):
 
 def test_conditions_are_dropped_in_their_share(data):
     _, batch = batch_of(data, condition=ConditionSettings(drop=0.5, tissue_unknown=0.25, tissue_derived=0.0))
-    present = batch.told["present"].amax(dim=(1, 2, 3))
+    present = batch.conditions["present"].amax(dim=(1, 2, 3))
     assert present.mean().item() == pytest.approx(0.5, abs=0.12)
     for name in ("mask", "tissue"):
-        assert not batch.told[name][present == 0].any()
-    assert batch.told["stain"].any(1).all(), "the style is told to all"
-    kept = batch.told["tissue"][present == 1][:, 0]
+        assert not batch.conditions[name][present == 0].any()
+    assert batch.conditions["stain"].any(1).all(), "the style is told to all"
+    kept = batch.conditions["tissue"][present == 1][:, 0]
     assert (kept == 0.5).all(dim=2).all(dim=1).float().mean().item() == pytest.approx(0.25, abs=0.15)
 
 
@@ -478,5 +478,5 @@ def test_stain_jitter_moves_pixels_and_style_together(data):
         data, condition=ConditionSettings(pin_glass=0), augment=AugmentSettings(overall=0.3, channel=0.0, style_noise=0)
     )[1]
     brightness = (darker.x0 - plain.x0).mean(dim=(1, 2, 3))
-    density = (darker.told["stain"] - plain.told["stain"])[:, :3].mean(1)
+    density = (darker.conditions["stain"] - plain.conditions["stain"])[:, :3].mean(1)
     assert torch.corrcoef(torch.stack([brightness, density]))[0, 1] < -0.8

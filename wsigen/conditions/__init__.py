@@ -1,1 +1,1 @@
-"""What a denoiser is told: one file for each condition, from a user's setting to tensors and to training."""
+"""What a denoiser is given beside the noisy image: a file for each condition, from its setting to training."""

@@ -22,9 +22,9 @@ class Context(Condition):
         """Three planes of colour, one of where they are known."""
         return TensorSpec("context", "pixels", 3), TensorSpec("known", "pixels", 1)
 
-    def null(self, told: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def null(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The context itself: guidance does not move away from it."""
-        return {"context": told["context"], "known": told["known"]}
+        return {"context": batch["context"], "known": batch["known"]}
 
     def draw(self, draft: Draft, settings: DrawSettings, groups: Tensor | None) -> None:
         """Some part of the picture is given as painted, a little spoilt; glass that is given stays as it is."""

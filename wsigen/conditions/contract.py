@@ -1,4 +1,4 @@
-"""What a condition is: one thing that a denoiser is told about a window or about the slide.
+"""What a condition is: one thing that a denoiser is given about a window or about the slide.
 
 A class of this room holds a condition's whole life: how a user sets it, what is read of a source for a window, the
 tensors that the network takes, what stands for "not told", and how training draws it from labelled crops. A model's
@@ -123,7 +123,7 @@ class Draft:
     pinned: Tensor
     generator: torch.Generator
     ignored: Tensor | None = None
-    told: dict[str, Tensor] = field(default_factory=dict)
+    tensors: dict[str, Tensor] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.image)
@@ -252,9 +252,9 @@ class Condition(ABC):
         """Where windows are known to be clear glass: (B, W, W) bool; None where this condition does not say."""
         return None
 
-    def null(self, told: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def null(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """What stands in the place of this condition's tensors where it is not told: zeros of the same shapes."""
-        return {spec.name: told[spec.name].new_zeros(told[spec.name].shape) for spec in self.specs}
+        return {spec.name: batch[spec.name].new_zeros(batch[spec.name].shape) for spec in self.specs}
 
     def of_groups(self, groups: Groups) -> Tensor | None:
         """What is known of the groups of training pictures, (G, n) on their device; asked for once."""

@@ -67,7 +67,7 @@ class Density(Condition):
         )
         glass = layout[:, len(self.config.classes), None] > SURE_GLASS
         draft.pin(glass & draft.coin(settings.condition.pin_glass))
-        draft.told["density"] = layout
+        draft.tensors["density"] = layout
 
 
 def density_gains(response: Sequence[float], device: torch.device) -> Tensor:

@@ -17,9 +17,9 @@ from wsigen.conditions.contract import Condition, ConditionBatch, Draft, TensorS
 PRESENT = TensorSpec("present", "planes", 1)
 
 
-def present_plane(told: Tensor) -> Tensor:
+def present_plane(plane: Tensor) -> Tensor:
     """The plane of a batch that is told everything: ones (B, 1, H, W), in the format of another plane's tensor."""
-    return torch.ones_like(told[:, :1])
+    return torch.ones_like(plane[:, :1])
 
 
 def null_batch(conditions: Sequence[Condition], batch: ConditionBatch, drop: Tensor | None = None) -> ConditionBatch:
@@ -55,4 +55,4 @@ def drop_out(conditions: Sequence[Condition], draft: Draft, share: float) -> Con
     """Conditions of a training batch, of which ``share`` of the samples are told nothing that is guided."""
     shape = (len(draft), 1, *draft.image.shape[2:])
     given = {"present": draft.image.new_ones(shape), "context": draft.image * draft.known, "known": draft.known.float()}
-    return null_batch(conditions, ConditionBatch({**draft.told, **given}), draft.rand(len(draft)) < share)
+    return null_batch(conditions, ConditionBatch({**draft.tensors, **given}), draft.rand(len(draft)) < share)

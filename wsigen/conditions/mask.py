@@ -32,7 +32,7 @@ class Mask(Condition):
         """In some samples edges between touching nuclei of one class are dropped, as in masks without instances."""
         merged = draft.coin(settings.condition.merge_edges)[:, 0]
         edges = torch.where(merged, draft.crops["class_edges"], draft.crops["edges"])
-        draft.told["mask"] = mask_planes(draft.crops["classes"], edges, len(self.config.classes))
+        draft.tensors["mask"] = mask_planes(draft.crops["classes"], edges, len(self.config.classes))
 
 
 def mask_planes(classes: Tensor, edges: Tensor, class_count: int, dtype: torch.dtype = torch.float32) -> Tensor:

@@ -43,9 +43,9 @@ class Stain(Condition):
         told = torch.from_numpy(self.config.told_stain(np.asarray(value.vector)))
         return {"stain": told.to(device, dtype)[None]}
 
-    def null(self, told: Any) -> dict[str, Tensor]:
+    def null(self, batch: Any) -> dict[str, Tensor]:
         """The style itself: guidance does not move away from it."""
-        return {"stain": told["stain"]}
+        return {"stain": batch["stain"]}
 
     def of_groups(self, groups: Groups) -> Tensor:
         """The measured styles, not normalised: (G, 6) float32."""
@@ -58,4 +58,4 @@ class Stain(Condition):
         mean, deviation = (torch.tensor(part, device=draft.device) for part in (limits.mean, limits.std))
         raw = groups[draft.crops.group] * draft.power.repeat(1, 2)
         normalised = ((raw - mean) / deviation).clamp(-limits.clamp, limits.clamp)
-        draft.told["stain"] = normalised + draft.randn(*normalised.shape) * settings.augment.style_noise
+        draft.tensors["stain"] = normalised + draft.randn(*normalised.shape) * settings.augment.style_noise

@@ -40,7 +40,7 @@ class Tissue(Condition):
         draw = draft.rand(len(draft))[:, None, None]
         tissue = torch.where(draw < shares.tissue_derived, crops["near_nuclei"], crops["tissue"])
         unknown = (draw >= shares.tissue_derived) & (draw < shares.tissue_derived + shares.tissue_unknown)
-        draft.told["tissue"] = tissue_plane(torch.where(unknown, torch.full_like(tissue, UNKNOWN), tissue))
+        draft.tensors["tissue"] = tissue_plane(torch.where(unknown, torch.full_like(tissue, UNKNOWN), tissue))
 
 
 def tissue_plane(tissue: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:

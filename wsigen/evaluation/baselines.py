@@ -42,7 +42,7 @@ from wsigen.networks.denoise import denoise, model_sampler
 from wsigen.networks.denoiser import Denoiser
 from wsigen.networks.guided import GuidedNetwork
 from wsigen.painting.blending import Mosaic
-from wsigen.painting.grid import STAGE_COLOURS, STAGES, Axis, Rectangle, Window, WindowGrid, usual_blend
+from wsigen.painting.grid import STAGE_PARITIES, STAGES, Axis, Rectangle, Window, WindowGrid, usual_blend
 from wsigen.system.devices import choose_device
 
 Pair = tuple[Tensor, Tensor]
@@ -56,7 +56,7 @@ class Area:
     It begins ``margin`` px before the slide, as its windows do; ``size`` px from there on are wanted along each axis.
     """
 
-    told: ConditionBatch  # of the whole area; known and context are clear glass
+    conditions: ConditionBatch  # of the whole area; known and context are clear glass
     white: Tensor  # glass white where glass, 0 elsewhere, in [-1, 1]
     glass: Tensor  # known as glass: float 0 or 1
     margin: int
@@ -84,7 +84,7 @@ class AreaPainter:
         ways: dict[str, Callable[[], Tensor]] = {
             "context, blended": partial(self._in_stages, usual_blend(self.overlap)),
             "context, cut": self._in_stages,
-            "independent": partial(self._in_stages, told=False),
+            "independent": partial(self._in_stages, sees=False),
             "feathered": self._feathered,
             "MultiDiffusion": self._jointly,
         }
@@ -104,9 +104,9 @@ class AreaPainter:
         parts = [whole[..., y : y + self.window, x : x + self.window] for x, y in places]
         return torch.cat(parts).contiguous(memory_format=torch.channels_last)
 
-    def _told(self, places: list[tuple[int, int]]) -> ConditionBatch:
-        """What windows at ``places`` are told, with clear glass for all that is known."""
-        return self.area.told.map(
+    def _conditions_of(self, places: list[tuple[int, int]]) -> ConditionBatch:
+        """Conditions of windows at ``places``, with clear glass for all that is known."""
+        return self.area.conditions.map(
             lambda part: self._cut(part, places) if part.ndim == 4 else part.expand(len(places), -1)
         )
 
@@ -117,7 +117,7 @@ class AreaPainter:
         for start in range(0, len(places), batch):
             part = places[start : start + batch]
             there = self._cut(known, part)
-            told = self._told(part).replaced(context=self._cut(context, part) * there, known=there)
+            conditions = self._conditions_of(part).replaced(context=self._cut(context, part) * there, known=there)
             x, y = (torch.tensor([place[axis] for place in part], device=self.device) for axis in (0, 1))
 
             def noise(step: int, x: Tensor = x, y: Tensor = y) -> Tensor:
@@ -126,18 +126,18 @@ class AreaPainter:
             def fresh(step: int, noise: Callable[[int], Tensor] = noise) -> Tensor:
                 return noise(step + 1)
 
-            painted.append(denoise(self.model, self.schedule, sampler, told, noise(0), fresh))
+            painted.append(denoise(self.model, self.schedule, sampler, conditions, noise(0), fresh))
             self.calls += len(part) * self.steps * self.calls_a_step
         return torch.cat(painted)
 
-    def _in_stages(self, blend: int = 0, told: bool = True) -> Tensor:
-        """Paint the windows of a grid stage by stage, each ``told`` what is final of its neighbours or nothing."""
+    def _in_stages(self, blend: int = 0, sees: bool = True) -> Tensor:
+        """Paint the windows of a grid stage by stage, with ``sees`` each given what is final of its neighbours."""
         grid = WindowGrid(self.area.size, self.area.size, self.window, self.overlap, blend)
         held: dict[Window, np.ndarray] = {}
-        for stage, colours in enumerate(STAGE_COLOURS):
-            windows = [window for window in grid.windows() if window.colour in colours]
+        for stage, parities in enumerate(STAGE_PARITIES):
+            windows = [window for window in grid.windows() if window.parity in parities]
             places = [(i * grid.stride, j * grid.stride) for i, j in windows]
-            context, known = self._final(grid, held, stage if told else 0)
+            context, known = self._final(grid, held, stage if sees else 0)
             for window, pixels in zip(windows, to_uint8(self._windows(places, context, known)) if places else ()):
                 held[window] = pixels.cpu().numpy()[grid.held_within(window)]
         return self._final(grid, held)[0]
@@ -192,7 +192,7 @@ class AreaPainter:
         for start in range(0, len(places), batch):
             part = places[start : start + batch]
             noisy, t = self._cut(x, part), torch.full((len(part),), timestep, device=self.device)
-            network = GuidedNetwork(self.model, self._told(part))
+            network = GuidedNetwork(self.model, self._conditions_of(part))
             found.append(to_x0(kind, network(noisy, timestep).mean.float(), noisy, t, self.schedule))
             self.calls += len(part) * self.calls_a_step
         return torch.cat(found)
@@ -209,18 +209,18 @@ def read_area(mask: SlideMask, model: Denoiser, size: int, window: int, overlap:
     }
     windows = WindowBatch(read, torch.full((1, 2), axis.origin(0), device=device), side, torch.float32)
     style, glass = config.style(), torch.zeros((1, side, side), dtype=torch.bool, device=device)
-    told: dict[str, Tensor] = {}
+    tensors: dict[str, Tensor] = {}
     for condition in model.conditions:
-        told |= condition.of_windows(windows) | condition.of_slide(
+        tensors |= condition.of_windows(windows) | condition.of_slide(
             style if condition.name == "stain" else None, device, torch.float32
         )
         found = condition.glass(windows)
         glass = glass if found is None else glass | found
     white = torch.tensor(style.glass_rgb, dtype=torch.uint8, device=device).expand(1, side, side, 3)
-    told |= context_tensors(white, glass)
-    told["known"] = told["known"].float()
-    told[PRESENT.name] = torch.ones_like(told["known"])
-    return Area(ConditionBatch(told), told["context"], told["known"], axis.margin, axis.length)
+    tensors |= context_tensors(white, glass)
+    tensors["known"] = tensors["known"].float()
+    tensors[PRESENT.name] = torch.ones_like(tensors["known"])
+    return Area(ConditionBatch(tensors), tensors["context"], tensors["known"], axis.margin, axis.length)
 
 
 def study_seams(

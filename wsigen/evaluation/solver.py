@@ -51,18 +51,18 @@ def fit_painter(
     if painter.config.paints != "slide" or painter.config.learned_variance:
         raise SettingsError(f"--model {model}: solvers are fitted to painters of slides without a learned variance")
     material = real_patches(data, "train", window, patches, torch.device(choice.device), seed)
-    told = material_inputs(painter, material)
-    numbers = torch.arange(len(material.patches), device=told.known.device)
+    conditions = material_inputs(painter, material)
+    numbers = torch.arange(len(material.patches), device=conditions.known.device)
     noise = coordinate_normals(
         seed, numbers * window, torch.zeros_like(numbers), window, window, 0, device=numbers.device
     )
     fitted = {len(plan): plan for plan in painter.config.fitted}
     painter.config = replace(painter.config, guidance_scale=painter.config.guidance(guidance_scale).scale)
-    predict = data_prediction(painter, told, PAINT_BATCH[choice.device])
+    predict = data_prediction(painter, conditions, PAINT_BATCH[choice.device])
     schedule = NoiseSchedule.from_name(painter.config.schedule, painter.config.schedule_steps)
     for count in steps:
         timesteps = spaced_timesteps(schedule, count, painter.config.final_step)
-        plan, before, after = fit(predict, schedule, timesteps, noise, told.known.bool())
+        plan, before, after = fit(predict, schedule, timesteps, noise, conditions.known.bool())
         fitted[count] = tuple((step.x, step.x0, step.x0_previous) for step in plan)
         report(f"{count} steps: mean squared error {before:.5f} with UniPC, {after:.5f} fitted")
     plans = tuple(fitted[count] for count in sorted(fitted))
@@ -73,12 +73,12 @@ def fit_painter(
         (partial / CONFIG_FILE).write_text(config.to_json(), encoding="utf-8")
 
 
-def data_prediction(model: Denoiser, told: ConditionBatch, batch: int) -> Data:
+def data_prediction(model: Denoiser, conditions: ConditionBatch, batch: int) -> Data:
     """The data prediction (B, 3, H, W) float32 at (x, timestep), clamped, known pixels overwritten, as in painting."""
     schedule = NoiseSchedule.from_name(model.config.schedule, model.config.schedule_steps)
     kind = cast(PredictionType, model.config.prediction)
     with torch.inference_mode():
-        networks = [GuidedNetwork(model, part) for part in told.split(batch)]
+        networks = [GuidedNetwork(model, part) for part in conditions.split(batch)]
 
     def predict(x: Tensor, timestep: float) -> Tensor:
         noisy = x.split(batch)
@@ -86,6 +86,6 @@ def data_prediction(model: Denoiser, told: ConditionBatch, batch: int) -> Data:
             [network(part, timestep).mean.float() for network, part in zip(networks, noisy, strict=True)]
         )
         x0 = to_x0(kind, output, x, torch.full((len(x),), timestep, device=x.device), schedule).clamp(-1, 1)
-        return torch.where(told.known.bool(), told.context, x0)
+        return torch.where(conditions.known.bool(), conditions.context, x0)
 
     return predict

@@ -38,7 +38,7 @@ def denoise(
     model: Denoiser,
     schedule: NoiseSchedule,
     sampler: Sampler,
-    told: ConditionBatch,
+    conditions: ConditionBatch,
     initial_noise: Tensor,
     step_noise: Callable[[int], Tensor] | None = None,
     guidance: Guidance | None = None,
@@ -50,8 +50,8 @@ def denoise(
     that need it; ``before_step(i)`` may raise to end early. The network runs in the dtype of its own parameters,
     everything else in float32. ``guidance`` None is the model's own.
     """
-    is_known = told.known.bool()
-    network = GuidedNetwork(model, told, guidance)
+    is_known = conditions.known.bool()
+    network = GuidedNetwork(model, conditions, guidance)
     prediction_type = cast(PredictionType, model.config.prediction)
     continuity = Continuity(is_known)
     x, state = initial_noise, sampler.init_state()
@@ -61,13 +61,13 @@ def denoise(
         noise = step_noise(index) if step_noise is not None and sampler.steps[index].noise > 0 else None
         if raw_variance is None and fused_step.serves(x):
             x, state = fused_step.step(
-                sampler, index, prediction_type, schedule, prediction, x, told.context, continuity, noise, state
+                sampler, index, prediction_type, schedule, prediction, x, conditions.context, continuity, noise, state
             )
             continue
         t = torch.full((len(x),), timestep, device=x.device)
         x0 = to_x0(prediction_type, prediction.float(), x, t, schedule).clamp(-1, 1)
-        x0 = continuity.correct(x0, told.context)
-        x0 = torch.where(is_known, told.context, x0.clamp(-1, 1))
+        x0 = continuity.correct(x0, conditions.context)
+        x0 = torch.where(is_known, conditions.context, x0.clamp(-1, 1))
         log_variance = None if raw_variance is None else sampler.log_variance(index, raw_variance.float())
         x, state = sampler.step(index, x, x0, noise, state, log_variance)
     return x

@@ -1,4 +1,4 @@
-"""The contract of a denoiser: what predicts a clean window from a noisy one, and from what it is told.
+"""The contract of a denoiser: what predicts a clean window from a noisy one, and from its conditions.
 
 A model's folder names its architecture; `from_pretrained` of `Denoiser` finds the class and builds it. This
 package has "nasdm-unet". Another package that is installed beside it brings one with an entry point of the group
@@ -54,20 +54,20 @@ class Denoiser(nn.Module, ABC):
     def size_multiple(self) -> int:
         """Window sides must be a multiple of this, in pixels."""
 
-    def prepare(self, told: ConditionBatch) -> Any:
+    def prepare(self, conditions: ConditionBatch) -> Any:
         """What every step with these conditions needs; the conditions themselves unless a subclass has more."""
-        return told
+        return conditions
 
     @abstractmethod
     def predict(self, prepared: Any, x: Tensor, t: Tensor) -> Prediction:
         """Predict from the noisy windows ``x`` (B, 3, H, W) at ``t`` (B,); the result holds until the next call."""
 
-    def forward(self, x: Tensor, t: Tensor, *told: Tensor) -> Tensor:
+    def forward(self, x: Tensor, t: Tensor, *conditions: Tensor) -> Tensor:
         """Prepare and predict at once, as training does, with the tensors of `specs` in their order.
 
         The result is (B, 3, H, W), or (B, 6, H, W) with a learned variance.
         """
-        batch = ConditionBatch(dict(zip((spec.name for spec in self.specs), told, strict=True)))
+        batch = ConditionBatch(dict(zip((spec.name for spec in self.specs), conditions, strict=True)))
         mean, raw_variance = self.predict(self.prepare(batch), x, t)
         return mean if raw_variance is None else torch.cat([mean, raw_variance], 1)
 

@@ -11,11 +11,11 @@ from wsigen.diffusion.guidance import Guidance, guide
 from wsigen.networks.denoiser import Denoiser, Prediction
 
 
-class ToldNetwork:
+class ConditionedNetwork:
     """Calls a denoiser with conditions that are given once for a batch."""
 
-    def __init__(self, model: Denoiser, told: ConditionBatch) -> None:
-        self.model, self.prepared = model, model.prepare(told)
+    def __init__(self, model: Denoiser, conditions: ConditionBatch) -> None:
+        self.model, self.prepared = model, model.prepare(conditions)
 
     def __call__(self, x: Tensor, timestep: float) -> Prediction:
         """Predict from the noisy window ``x`` (B, 3, H, W); the result holds until the next call."""
@@ -25,19 +25,19 @@ class ToldNetwork:
 class GuidedNetwork:
     """A denoiser with conditions and classifier-free guidance, which takes a second, null network unless learned.
 
-    ``told`` in any dtype; the network runs in that of its own parameters. ``guidance`` None is the model's own.
+    ``conditions`` in any dtype; the network runs in that of its own parameters. ``guidance`` None is the model's own.
     """
 
-    def __init__(self, model: Denoiser, told: ConditionBatch, guidance: Guidance | None = None) -> None:
+    def __init__(self, model: Denoiser, conditions: ConditionBatch, guidance: Guidance | None = None) -> None:
         self.dtype = next(model.parameters()).dtype
         self.guidance = guidance or model.config.guidance()
-        given = told.to(self.dtype)
+        given = conditions.to(self.dtype)
         self._null = None
         if self.guidance.calls == 2:
-            self._null = ToldNetwork(model, null_batch(model.conditions, given))
+            self._null = ConditionedNetwork(model, null_batch(model.conditions, given))
         elif self.guidance.learned:
             given = say_scale(given, self.guidance.scale)
-        self._conditional = ToldNetwork(model, given)
+        self._conditional = ConditionedNetwork(model, given)
 
     def __call__(self, x: Tensor, timestep: float) -> Prediction:
         """Predict from ``x`` (B, 3, H, W), any dtype.
@@ -45,8 +45,10 @@ class GuidedNetwork:
         A guided prediction is float32, another is in the network's dtype.
         """
         noisy = x.to(self.dtype).contiguous(memory_format=torch.channels_last)
-        told = self._conditional(noisy, timestep)
+        conditional = self._conditional(noisy, timestep)
         if self._null is None:
-            return told
+            return conditional
         null = self._null(noisy, timestep)
-        return Prediction(guide(told.mean.float(), null.mean.float(), self.guidance.scale), told.raw_variance)
+        return Prediction(
+            guide(conditional.mean.float(), null.mean.float(), self.guidance.scale), conditional.raw_variance
+        )

@@ -24,7 +24,7 @@ class Prepared:
     maps: SpadeMaps | unet_fused.Cache
 
 
-class Told(NamedTuple):
+class Entries(NamedTuple):
     """A batch's conditions by where they enter the U-Net."""
 
     planes: Tensor  # (B, P, H, W), channels_last
@@ -47,18 +47,18 @@ class NasdmModel(Denoiser):
         """Window sides must be a multiple of this, in pixels."""
         return self.unet.size_multiple
 
-    def told(self, batch: ConditionBatch) -> Told:
+    def entries(self, batch: ConditionBatch) -> Entries:
         """Sort a batch's conditions by where they enter."""
         planes = torch.cat([batch[spec.name] for spec in self.specs if spec.entry == "planes"], 1)
-        return Told(
+        return Entries(
             planes.contiguous(memory_format=torch.channels_last),
             [batch[spec.name] for spec in self.specs if spec.entry == "pixels"],
             {spec.name: batch[spec.name] for spec in self.specs if spec.entry == "vector"},
         )
 
-    def prepare(self, told: ConditionBatch) -> Prepared:
+    def prepare(self, conditions: ConditionBatch) -> Prepared:
         """Compute the SPADE maps once, by the path that runs here: see `wsigen.networks.unet_fused`."""
-        planes, pixels, vectors = self.told(told)
+        planes, pixels, vectors = self.entries(conditions)
         fused = unet_fused.serves(self.unet, planes)
         maps = unet_fused.prepare(self.unet, planes) if fused else self.unet.spade_maps(planes)
         beside = [*pixels, planes] if self.config.unet.condition_in_encoder else pixels

@@ -1,6 +1,6 @@
 """The canvas: the painted pixels on disk, and with them the journal of what is done.
 
-A Zarr v3 group with one array per colour. An array holds only what the windows of its colour hold, side by side; a
+A Zarr v3 group with one array per parity. An array holds only what the windows of its parity hold, side by side; a
 chunk is what those of one block hold. It is written whole, once and atomically (Zarr's LocalStore writes a temporary
 file and renames it), with a checksum, and also when it is blank. A chunk that decodes is therefore a finished piece of
 work and nothing else needs to be recorded. Two traps shape this: a repeated task must not see pixels of its own stage,
@@ -30,7 +30,7 @@ from zarr.storage import LocalStore, MemoryStore
 
 from wsigen.errors import StoreError
 from wsigen.painting.blending import Mosaic
-from wsigen.painting.grid import COLOURS, STAGES, Axis, Block, BlockGrid, Colour, Rectangle, Window, WindowGrid
+from wsigen.painting.grid import PARITIES, STAGES, Axis, Block, BlockGrid, Parity, Rectangle, Window, WindowGrid
 from wsigen.painting.spec import first_difference, in_words
 from wsigen.system.caching import ArrayCache
 from wsigen.system.replacing import written_whole
@@ -43,7 +43,7 @@ PANEL_MULTIPLE = 512  # two tiles of 256 px, so that a panel holds whole tiles o
 LARGEST_PANEL = 8192
 DECODERS = 4  # threads that verify chunks; zstd and the checksum release the interpreter
 
-Chunk = tuple[Block, Colour]
+Chunk = tuple[Block, Parity]
 
 
 class Canvas:
@@ -54,9 +54,9 @@ class Canvas:
         self.layout = layout
         self.grid = layout.grid
         self.run = dict(run)
-        self._arrays: dict[Colour, zarr.Array] = {}
+        self._arrays: dict[Parity, zarr.Array] = {}
         self._cache = ArrayCache(cache_bytes)  # done chunks never change
-        self._blanks: dict[tuple[Colour, tuple[int, ...]], bytes] = {}
+        self._blanks: dict[tuple[Parity, tuple[int, ...]], bytes] = {}
 
     @classmethod
     def create(cls, path: str | os.PathLike, layout: BlockGrid, run: Mapping[str, Any]) -> "Canvas":
@@ -113,41 +113,41 @@ class Canvas:
         self._cache.clear()
         shutil.rmtree(self.path)
 
-    def is_done(self, block: Block, colour: Colour) -> bool:
+    def is_done(self, block: Block, parity: Parity) -> bool:
         """Whether a chunk is there and decodes with the right checksum. One without windows is done from the start.
 
         Reads the chunk: what a crash of the machine truncated or damaged counts as not done and is painted again.
         """
-        if not self.layout.windows(block, colour):
+        if not self.layout.windows(block, parity):
             return True
         try:
-            return self._decode(block, colour) is not None
+            return self._decode(block, parity) is not None
         except StoreError:
             return False
 
-    def write(self, block: Block, colour: Colour, pixels: np.ndarray) -> None:
-        """Write the chunk of one (block, colour): uint8 (b * held height, b * held width, 3), see BlockGrid.
+    def write(self, block: Block, parity: Parity, pixels: np.ndarray) -> None:
+        """Write the chunk of one (block, parity): uint8 (b * held height, b * held width, 3), see BlockGrid.
 
         Raises StoreError if the file system refuses it.
         """
-        width, height = self.layout.chunk_size(colour)
+        width, height = self.layout.chunk_size(parity)
         if pixels.shape != (height, width, 3) or pixels.dtype != np.uint8:
-            raise ValueError(f"chunk {colour} is uint8 {(height, width, 3)}, not {pixels.dtype} {pixels.shape}")
+            raise ValueError(f"chunk {parity} is uint8 {(height, width, 3)}, not {pixels.dtype} {pixels.shape}")
         self._require_store()  # Zarr would make the folders anew
         try:
-            self._array(colour)[self._selection(block, colour)] = pixels
+            self._array(parity)[self._selection(block, parity)] = pixels
         except OSError as error:
             raise StoreError(f"{self.path}: cannot be written ({error}); mend that and resume") from error
 
     def write_blank(self, chunks: Iterable[Chunk], rgb: Sequence[int]) -> None:
-        """Write chunks of one colour, clear glass; each costs a small file and no encoding."""
+        """Write chunks of clear glass in one RGB; each costs a small file and no encoding."""
         self._require_store()
         try:
-            for block, colour in chunks:
-                file = self._file(block, colour)
+            for block, parity in chunks:
+                file = self._file(block, parity)
                 file.parent.mkdir(parents=True, exist_ok=True)
                 partial = file.with_suffix(f".{os.getpid()}.partial")
-                partial.write_bytes(self._blank_bytes(colour, tuple(rgb)))
+                partial.write_bytes(self._blank_bytes(parity, tuple(rgb)))
                 partial.replace(file)
         except OSError as error:
             raise StoreError(f"{self.path}: cannot be written ({error}); mend that and resume") from error
@@ -160,18 +160,18 @@ class Canvas:
         if not (self.path / RUN_FILE).is_file():
             raise StoreError(f"{self.path}: the canvas has vanished; render again")
 
-    def _holds_blank(self, block: Block, colour: Colour, rgb: tuple[int, ...]) -> bool:
-        file, blank = self._file(block, colour), self._blank_bytes(colour, rgb)
+    def _holds_blank(self, block: Block, parity: Parity, rgb: tuple[int, ...]) -> bool:
+        file, blank = self._file(block, parity), self._blank_bytes(parity, rgb)
         try:
             return file.stat().st_size == len(blank) and file.read_bytes() == blank
         except OSError:
             return False
 
-    def _blank_bytes(self, colour: Colour, rgb: tuple[int, ...]) -> bytes:
-        """What a chunk of one colour looks like on disk."""
-        key = (colour, rgb)
+    def _blank_bytes(self, parity: Parity, rgb: tuple[int, ...]) -> bytes:
+        """What a chunk of one parity looks like on disk."""
+        key = (parity, rgb)
         if key not in self._blanks:
-            width, height = self.layout.chunk_size(colour)
+            width, height = self.layout.chunk_size(parity)
             store: dict[str, Any] = {}
             array = _new_array(MemoryStore(store), (height, width, 3), (height, width, 3))
             array.with_config({"write_empty_chunks": True})[:] = np.broadcast_to(np.array(rgb, np.uint8), array.shape)
@@ -187,8 +187,8 @@ class Canvas:
         unknown; with ``require`` they raise StoreError instead, for a task that relies on its predecessors.
         """
         mosaic = Mosaic(self.grid, Rectangle(x, y, width, height), stages_below)
-        for (block, colour), windows in self._by_chunk(mosaic.windows).items():
-            chunk = self._chunk(block, colour, require)
+        for (block, parity), windows in self._by_chunk(mosaic.windows).items():
+            chunk = self._chunk(block, parity, require)
             if chunk is not None:
                 for window in windows:
                     mosaic.add(window, chunk[self.layout.within_chunk(window)])
@@ -215,60 +215,60 @@ class Canvas:
         """Windows by the chunk that they are stored in."""
         chunks: defaultdict[Chunk, list[Window]] = defaultdict(list)
         for window in windows:
-            chunks[self.layout.block_of(window), window.colour].append(window)
+            chunks[self.layout.block_of(window), window.parity].append(window)
         return chunks
 
-    def _chunk(self, block: Block, colour: Colour, require: bool) -> np.ndarray | None:
+    def _chunk(self, block: Block, parity: Parity, require: bool) -> np.ndarray | None:
         try:
-            chunk = self._cache.get((block, colour), lambda: self._decode(block, colour))
+            chunk = self._cache.get((block, parity), lambda: self._decode(block, parity))
         except StoreError:
             if require:
                 raise
             return None
         if chunk is None and require:
             self._require_store()
-            raise StoreError(f"{self._file(block, colour)}: missing, though it should be painted; render again")
+            raise StoreError(f"{self._file(block, parity)}: missing, though it should be painted; render again")
         return chunk
 
-    def _decode(self, block: Block, colour: Colour) -> np.ndarray | None:
+    def _decode(self, block: Block, parity: Parity) -> np.ndarray | None:
         """Read a chunk from disk, None if it is not there. Raises StoreError if it is damaged."""
         # Zarr answers a chunk that is not there with the fill value, so the file has to be asked for first.
-        file = self._file(block, colour)
+        file = self._file(block, parity)
         if not file.is_file():
             return None
         try:
-            return np.asarray(self._array(colour)[self._selection(block, colour)])
+            return np.asarray(self._array(parity)[self._selection(block, parity)])
         except (ValueError, RuntimeError, OSError) as error:
             raise StoreError(f"{file}: damaged ({error}); render again, it will be painted anew") from error
 
-    def _selection(self, block: Block, colour: Colour) -> tuple[slice, slice]:
-        width, height = self.layout.chunk_size(colour)
+    def _selection(self, block: Block, parity: Parity) -> tuple[slice, slice]:
+        width, height = self.layout.chunk_size(parity)
         return slice(block[1] * height, (block[1] + 1) * height), slice(block[0] * width, (block[0] + 1) * width)
 
-    def _file(self, block: Block, colour: Colour) -> Path:
+    def _file(self, block: Block, parity: Parity) -> Path:
         # The default chunk keys of Zarr v3.
-        return self.path / _array_name(colour) / "c" / str(block[1]) / str(block[0]) / "0"
+        return self.path / _array_name(parity) / "c" / str(block[1]) / str(block[0]) / "0"
 
     def _create_arrays(self) -> "Canvas":
         """Create the arrays that are missing; only the process that drives a run does so."""
-        for colour in COLOURS:
-            folder = self.path / _array_name(colour)
+        for parity in PARITIES:
+            folder = self.path / _array_name(parity)
             if not (folder / "zarr.json").is_file():
-                width, height = self.layout.chunk_size(colour)
+                width, height = self.layout.chunk_size(parity)
                 shape = (height * self.layout.rows, width * self.layout.columns, 3)
                 _new_array(LocalStore(folder), shape, (height, width, 3))
         return self
 
-    def _array(self, colour: Colour) -> zarr.Array:
-        if colour not in self._arrays:
-            folder = self.path / _array_name(colour)
+    def _array(self, parity: Parity) -> zarr.Array:
+        if parity not in self._arrays:
+            folder = self.path / _array_name(parity)
             try:
                 array = zarr.open_array(LocalStore(folder), mode="r+")
             except (OSError, ValueError) as error:
                 raise StoreError(f"{folder}: missing or damaged ({error}); remove the canvas, render again") from error
             # Blank chunks leave no file unless each handle is told so; it is not stored in the array's metadata.
-            self._arrays[colour] = array.with_config({"write_empty_chunks": True})
-        return self._arrays[colour]
+            self._arrays[parity] = array.with_config({"write_empty_chunks": True})
+        return self._arrays[parity]
 
 
 def _new_array(store: Store, shape: tuple[int, int, int], chunk: tuple[int, int, int]) -> zarr.Array:
@@ -343,8 +343,8 @@ def _is_empty(path: Path) -> bool:
     return path.is_dir() and not any(path.iterdir())
 
 
-def _array_name(colour: Colour) -> str:
-    return f"colour-{colour[0]}{colour[1]}"
+def _array_name(parity: Parity) -> str:
+    return f"colour-{parity[0]}{parity[1]}"
 
 
 def _as_json(value: Any) -> Any:

@@ -74,7 +74,7 @@ def _trace(config: ModelConfig, window: int, batch_size: int, dtype: str) -> _Tr
     kind = getattr(torch, dtype)
     with torch.device("meta"), torch.inference_mode():
         model = Denoiser.from_config(config).to(kind).eval()
-        told = ConditionBatch(
+        conditions = ConditionBatch(
             {
                 spec.name: torch.empty(
                     batch_size, spec.channels, *[window] * (2 * (spec.entry != "vector")), dtype=kind
@@ -87,7 +87,7 @@ def _trace(config: ModelConfig, window: int, batch_size: int, dtype: str) -> _Tr
         # another slide may be under way.
         with _Peak() as peak:
             with FlopCounterMode(display=False) as maps:
-                kept = model.prepare(told)
+                kept = model.prepare(conditions)
             with FlopCounterMode(display=False) as step:
                 model.predict(kept, picture, t)
     maps_bytes = sum(tensor.nbytes for tensor in _tensors(kept))

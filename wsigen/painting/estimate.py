@@ -21,8 +21,8 @@ from wsigen.errors import SettingsError
 from wsigen.models.config import ModelConfig
 from wsigen.painting.canvas import CanvasPanels
 from wsigen.painting.cost import BatchCost, batch_cost
-from wsigen.painting.grid import BlockGrid, Colour
-from wsigen.painting.occupancy import windows_by_colour
+from wsigen.painting.grid import BlockGrid, Parity
+from wsigen.painting.occupancy import windows_by_parity
 from wsigen.painting.slide_worker import cache_bytes, fixed_threads, lanes_for, load_model, make_painter, tasks_at_once
 from wsigen.painting.spec import PaintSpec
 
@@ -43,13 +43,13 @@ ENCODER_PANELS = 10  # panels that are read, encoded or gathered at a time
 
 @dataclass(frozen=True)
 class Projection:
-    """What a render needs. ``windows``: for each colour all of them, and those that may need the model.
+    """What a render needs. ``windows``: for each parity all of them, and those that may need the model.
 
     Bytes: ``device_bytes`` on each GPU (0 on a CPU), ``host_bytes`` on this machine, ``canvas_bytes`` and
     ``slide_bytes`` on disk. ``operations``: of the network, 2 a multiply-add. ``batches``: calls of the whole solver.
     """
 
-    windows: Mapping[Colour, tuple[int, int]]
+    windows: Mapping[Parity, tuple[int, int]]
     blocks: int
     block_windows: int
     batches: int
@@ -66,10 +66,10 @@ class Projection:
 
     def describe(self, seconds: float | None = None) -> list[str]:
         """Lines for people; ``seconds`` is an estimate of the painting."""
-        colours = ", ".join(f"({c.x}, {c.y}) {occupied:,}" for c, (_, occupied) in self.windows.items())
+        parities = ", ".join(f"({c.x}, {c.y}) {occupied:,}" for c, (_, occupied) in self.windows.items())
         total = sum(count for count, _ in self.windows.values())
         lines = [
-            f"windows: {total:,}, of which {self.painted:,} go through the model (by colour: {colours}) and "
+            f"windows: {total:,}, of which {self.painted:,} go through the model (by parity: {parities}) and "
             f"{total - self.painted:,} are glass",
             f"blocks: {self.blocks:,} of {self.block_windows} x {self.block_windows} windows; "
             f"batches: {self.batches:,}; {self.operations / 1e15:.3g} PFLOP",
@@ -85,7 +85,7 @@ def project(
 ) -> Projection:
     """Project a render by ``workers`` processes on this machine, or (``remote``) by a cluster elsewhere."""
     grid, cost = layout.grid, _cost(spec, config)
-    windows = windows_by_colour(occupied)
+    windows = windows_by_parity(occupied)
     painted = sum(count for _, count in windows.values())
     batches = -(-painted // spec.batch_size)
     on_gpu = torch.device(spec.device).type == "cuda"

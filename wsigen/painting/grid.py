@@ -1,7 +1,7 @@
 """The window grid: which windows there are, in which order they are painted, and which pixels each of them holds.
 
 Windows of ``window`` pixels overlap by ``overlap`` and follow one another with the stride S = window - overlap. Window
-(i, j) has the colour (i % 2, j % 2) and is painted in one of three stages: (0, 0), then (1, 0) and (0, 1) together,
+(i, j) has the parity (i % 2, j % 2) and is painted in one of three stages: (0, 0), then (1, 0) and (0, 1) together,
 then (1, 1). The outermost M pixels of a window, a quarter of the overlap, are never kept: a network that sees nothing
 beyond them paints them worse. The first windows begin M pixels before the slide, which makes all windows alike. Of what
 is left, even windows hold all along an axis, W - 2 M pixels, and odd ones what the even ones leave them,
@@ -29,7 +29,7 @@ from typing import NamedTuple
 from wsigen.errors import SettingsError
 
 
-class Colour(NamedTuple):
+class Parity(NamedTuple):
     """Parity of a window's column and row."""
 
     x: int
@@ -37,14 +37,14 @@ class Colour(NamedTuple):
 
     @property
     def stage(self) -> int:
-        """Stage in which windows of this colour are painted: 0, 1 or 2."""
+        """Stage in which windows of this parity are painted: 0, 1 or 2."""
         return self.x + self.y
 
 
-STAGE_COLOURS: tuple[tuple[Colour, ...], ...] = ((Colour(0, 0),), (Colour(1, 0), Colour(0, 1)), (Colour(1, 1),))
-COLOURS = tuple(colour for stage in STAGE_COLOURS for colour in stage)
-STAGES = len(STAGE_COLOURS)
-MARGIN = 4  # a quarter of the overlap at each side of a window is not kept
+STAGE_PARITIES: tuple[tuple[Parity, ...], ...] = ((Parity(0, 0),), (Parity(1, 0), Parity(0, 1)), (Parity(1, 1),))
+PARITIES = tuple(parity for stage in STAGE_PARITIES for parity in stage)
+STAGES = len(STAGE_PARITIES)
+MARGIN_SHARE = 4  # one part in so many of the overlap, at each side of a window, is not kept
 
 
 def usual_blend(overlap: int) -> int:
@@ -62,14 +62,14 @@ class Window(NamedTuple):
     j: int
 
     @property
-    def colour(self) -> Colour:
+    def parity(self) -> Parity:
         """Parity of column and row."""
-        return Colour(self.i % 2, self.j % 2)
+        return Parity(self.i % 2, self.j % 2)
 
     @property
     def stage(self) -> int:
         """Stage in which the window is painted: 0, 1 or 2."""
-        return self.colour.stage
+        return self.parity.stage
 
 
 class Block(NamedTuple):
@@ -124,7 +124,7 @@ class Axis:
     @property
     def margin(self) -> int:
         """Pixels at both ends of a window that are not kept."""
-        return self.overlap // MARGIN
+        return self.overlap // MARGIN_SHARE
 
     @cached_property
     def count(self) -> int:
@@ -206,7 +206,7 @@ class WindowGrid:
             raise SettingsError(
                 f"--overlap {self.overlap}: must be a multiple of 8 from 8 to {highest} for --window {self.window}"
             )
-        widest = self.overlap - 2 * (self.overlap // MARGIN)
+        widest = self.overlap - 2 * (self.overlap // MARGIN_SHARE)
         if not 0 <= self.blend <= widest:
             raise SettingsError(f"blend {self.blend}: must lie from 0 to {widest} px for --overlap {self.overlap}")
 
@@ -251,12 +251,12 @@ class WindowGrid:
 
     def held(self, window: Window) -> Rectangle:
         """The pixels that a window holds. At the right and lower edge they may reach beyond the slide."""
-        (i, j), (width, height) = window, self.held_size(Window(*window).colour)
+        (i, j), (width, height) = window, self.held_size(Window(*window).parity)
         return Rectangle(self.x_axis.held_start(i), self.y_axis.held_start(j), width, height)
 
-    def held_size(self, colour: Colour) -> tuple[int, int]:
-        """Width and height of what a window of this colour holds."""
-        return self.x_axis.held_length(colour.x), self.y_axis.held_length(colour.y)
+    def held_size(self, parity: Parity) -> tuple[int, int]:
+        """Width and height of what a window of this parity holds."""
+        return self.x_axis.held_length(parity.x), self.y_axis.held_length(parity.y)
 
     def held_within(self, window: Window) -> tuple[slice, slice]:
         """Rows and columns of what a window holds, counted from the window's origin."""
@@ -321,21 +321,21 @@ class BlockGrid:
         x, y = block[0] * self.pixels, block[1] * self.pixels
         return Rectangle(x, y, min(self.pixels, self.grid.width - x), min(self.pixels, self.grid.height - y))
 
-    def windows(self, block: Block, colour: Colour) -> tuple[Window, ...]:
-        """Existing windows of one colour in a block, row by row."""
+    def windows(self, block: Block, parity: Parity) -> tuple[Window, ...]:
+        """Existing windows of one parity in a block, row by row."""
         first_i, first_j = 2 * self.b * block[0], 2 * self.b * block[1]
-        columns = range(first_i + colour[0], min(first_i + 2 * self.b, self.grid.columns), 2)
-        rows = range(first_j + colour[1], min(first_j + 2 * self.b, self.grid.rows), 2)
+        columns = range(first_i + parity[0], min(first_i + 2 * self.b, self.grid.columns), 2)
+        rows = range(first_j + parity[1], min(first_j + 2 * self.b, self.grid.rows), 2)
         return tuple(Window(i, j) for j in rows for i in columns)
 
-    def chunk_size(self, colour: Colour) -> tuple[int, int]:
-        """Width and height of what the windows of one colour of a block hold, stored side by side."""
-        width, height = self.grid.held_size(colour)
+    def chunk_size(self, parity: Parity) -> tuple[int, int]:
+        """Width and height of what the windows of one parity of a block hold, stored side by side."""
+        width, height = self.grid.held_size(parity)
         return self.b * width, self.b * height
 
     def within_chunk(self, window: Window) -> tuple[slice, slice]:
-        """Rows and columns that what a window holds takes within the chunk of its block and colour."""
-        width, height = self.grid.held_size(Window(*window).colour)
+        """Rows and columns that what a window holds takes within the chunk of its block and parity."""
+        width, height = self.grid.held_size(Window(*window).parity)
         x, y = window[0] // 2 % self.b * width, window[1] // 2 % self.b * height
         return slice(y, y + height), slice(x, x + width)
 

@@ -16,7 +16,7 @@ from wsigen.masks.conditions import GLASS_DEPTH, UNKNOWN_WITHIN_UM
 from wsigen.masks.occupancy import Occupancy
 from wsigen.masks.summary import MaskSummary
 from wsigen.painting.canvas import Chunk
-from wsigen.painting.grid import COLOURS, Axis, BlockGrid, Colour, WindowGrid
+from wsigen.painting.grid import PARITIES, Axis, BlockGrid, Parity, WindowGrid
 
 
 class MaskShape(NamedTuple):
@@ -100,16 +100,16 @@ def _cell_spans(axis: Axis, size: int, halo: int) -> tuple[np.ndarray, np.ndarra
 
 def occupied_windows(layout: BlockGrid, chunk: Chunk, occupied: np.ndarray) -> int:
     """How many windows of a chunk may need the model."""
-    (p, q), colour = chunk
+    (p, q), parity = chunk
     side = 2 * layout.b
-    rows = slice(side * q + colour.y, side * (q + 1), 2)
-    return int(np.count_nonzero(occupied[rows, side * p + colour.x : side * (p + 1) : 2]))
+    rows = slice(side * q + parity.y, side * (q + 1), 2)
+    return int(np.count_nonzero(occupied[rows, side * p + parity.x : side * (p + 1) : 2]))
 
 
-def windows_by_colour(occupied: np.ndarray) -> dict[Colour, tuple[int, int]]:
-    """For each colour the number of windows, and of those that may need the model."""
-    parts = {colour: occupied[colour.y :: 2, colour.x :: 2] for colour in COLOURS}
-    return {colour: (part.size, int(np.count_nonzero(part))) for colour, part in parts.items()}
+def windows_by_parity(occupied: np.ndarray) -> dict[Parity, tuple[int, int]]:
+    """For each parity the number of windows, and of those that may need the model."""
+    parts = {parity: occupied[parity.y :: 2, parity.x :: 2] for parity in PARITIES}
+    return {parity: (part.size, int(np.count_nonzero(part))) for parity, part in parts.items()}
 
 
 def _spans(axis: Axis, halo: int, ratio: float) -> np.ndarray:

@@ -148,7 +148,7 @@ class LivePainter:
         return found
 
     def _glass(self, window: Window) -> np.ndarray:
-        width, height = self.grid.held_size(window.colour)
+        width, height = self.grid.held_size(window.parity)
         return np.broadcast_to(np.array(self.glass_rgb, np.uint8), (height, width, 3))
 
     def _paint(self, windows: Sequence[Window], have: Pixels, cancelled: Cancelled) -> None:

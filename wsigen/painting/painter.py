@@ -314,27 +314,27 @@ class Painter:
         for glass in [found for condition in self.model.conditions if (found := condition.glass(windows)) is not None]:
             context = torch.where((glass & ~known)[..., None], self._glass, context)
             known = known | glass
-        told = self._told(windows, context, known)
-        painted = to_uint8(self._denoise(told, corners, context.shape[1], stop))
+        conditions = self._conditions_of(windows, context, known)
+        painted = to_uint8(self._denoise(conditions, corners, context.shape[1], stop))
         return torch.where(known[..., None], context, painted)
 
-    def _told(self, windows: WindowBatch, context: Tensor, known: Tensor) -> ConditionBatch:
-        """All that the network is told about a batch."""
-        told = {**self._of_slide, **context_tensors(context, known)}
+    def _conditions_of(self, windows: WindowBatch, context: Tensor, known: Tensor) -> ConditionBatch:
+        """All conditions of a batch."""
+        tensors = {**self._of_slide, **context_tensors(context, known)}
         for condition in self.model.conditions:
-            told |= condition.of_windows(windows)
+            tensors |= condition.of_windows(windows)
         shape = (len(known), 1, windows.size, windows.size)
-        told[PRESENT.name] = torch.ones(shape, dtype=self.dtype, device=self.device)
-        return ConditionBatch(told)
+        tensors[PRESENT.name] = torch.ones(shape, dtype=self.dtype, device=self.device)
+        return ConditionBatch(tensors)
 
     def _slide_tensors(self, values: Mapping[str, Any]) -> dict[str, Tensor]:
-        """What is told of the slide, the same in all rows of a batch; ``values`` by the name of the condition."""
-        told: dict[str, Tensor] = {}
+        """Conditions of the slide, the same in all rows of a batch; ``values`` by the name of the condition."""
+        tensors: dict[str, Tensor] = {}
         for condition in self.model.conditions:
-            told |= condition.of_slide(values.get(condition.name), self.device, self.dtype)
-        return {name: tensor.expand(self.batch_size, -1).contiguous() for name, tensor in told.items()}
+            tensors |= condition.of_slide(values.get(condition.name), self.device, self.dtype)
+        return {name: tensor.expand(self.batch_size, -1).contiguous() for name, tensor in tensors.items()}
 
-    def _denoise(self, told: ConditionBatch, corners: Tensor, size: int, stop: Callable[[], bool]) -> Tensor:
+    def _denoise(self, conditions: ConditionBatch, corners: Tensor, size: int, stop: Callable[[], bool]) -> Tensor:
         """Run the sampler: (B, 3, W, W) float32 in [-1, 1]."""
 
         def check(_step: int) -> None:
@@ -345,7 +345,7 @@ class Painter:
             self.model,
             self.schedule,
             self.sampler,
-            told,
+            conditions,
             self._noise(corners, size, 0),
             lambda step: self._noise(corners, size, step + 1),
             self.guidance,

@@ -117,7 +117,7 @@ class Below:
         for chunk in task.chunks:
             part = self.seen(bounding([layout.grid.extent(window) for window in layout.windows(*chunk)]))
             for window in below.grid.windows(part):
-                writer = self.run.writers.get((below.block_of(window), window.colour))
+                writer = self.run.writers.get((below.block_of(window), window.parity))
                 if writer is not None:
                     found.add(writer)
         return found

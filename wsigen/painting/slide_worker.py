@@ -95,18 +95,18 @@ class SlideWorker:
 
     def _fill(self, chunk: tuple, windows: tuple[Window, ...], futures: list[Future]) -> TaskResult:
         """Gather the windows of a chunk as they are painted, and write it."""
-        layout, (block, colour) = self.canvas.layout, chunk
+        layout, (block, parity) = self.canvas.layout, chunk
         wait(futures)
         painted = {
             window: pixels for window, future in zip(windows, futures, strict=True) if (pixels := future.result())
         }
         started = time.perf_counter()
         if painted:
-            width, height = layout.chunk_size(colour)
+            width, height = layout.chunk_size(parity)
             pixels = np.broadcast_to(self.painter.glass_rgb, (height, width, 3)).copy()
             for window, (window_pixels, _) in painted.items():
                 pixels[layout.within_chunk(window)] = window_pixels[layout.grid.held_within(window)]
-            self.canvas.write(block, colour, pixels)
+            self.canvas.write(block, parity, pixels)
         else:
             self.canvas.write_blank([chunk], self.painter.glass_rgb.tolist())
         device = sum(seconds for _, seconds in painted.values())
@@ -156,7 +156,7 @@ class _Clock:
 
 
 def strips(windows: Sequence[Window]) -> Iterator[Sequence[Window]]:
-    """Cut windows of one colour, sorted by row, into runs of a row that are worth one load."""
+    """Cut windows of one parity, sorted by row, into runs of a row that are worth one load."""
     for _, row in groupby(windows, attrgetter("j")):
         rest = list(row)
         while rest:

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 from wsigen.painting.canvas import DECODERS, Canvas, Chunk
-from wsigen.painting.grid import COLOURS, STAGE_COLOURS, Block, BlockGrid, Colour, Rectangle
+from wsigen.painting.grid import PARITIES, STAGE_PARITIES, Block, BlockGrid, Parity, Rectangle
 from wsigen.painting.occupancy import occupied_windows
 
 MOST_CHUNKS = 64  # of a task: what is lost when a worker dies stays small
@@ -30,8 +30,8 @@ class Task(NamedTuple):
     def key(self) -> str:
         """A name that follows from the task alone."""
         (first, _), (last, _) = self.chunks[0], self.chunks[-1]
-        colours = "".join(f"{colour.x}{colour.y}" for _, colour in self.chunks[:2])
-        return f"stage{self.stage}-row{first.q}-{first.p}-{last.p}-{len(self.chunks)}-{colours}"
+        parities = "".join(f"{parity.x}{parity.y}" for _, parity in self.chunks[:2])
+        return f"stage{self.stage}-row{first.q}-{first.p}-{last.p}-{len(self.chunks)}-{parities}"
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ def make_plan(
     """Plan what is missing to know a region (default: the slide). Reads every chunk there is, to verify it.
 
     ``occupied`` is what `window_occupancy` found; without it all windows are taken to need the model. Tasks of fewer
-    windows than a dense block has of a colour, or than a batch holds, are joined.
+    windows than a dense block has of a parity, or than a batch holds, are joined.
     """
     layout = canvas.layout
     chunks = [c for c in _needed(layout, region) if layout.windows(*c)]
@@ -79,12 +79,12 @@ def _grouped(layout: BlockGrid, missing: Iterable[Chunk], occupied: np.ndarray |
     """Tasks in the order of priority. Neighbours in a row of blocks are joined while that fills batches.
 
     A batch holds windows of one task, so a task takes more while its last batch would not be full: up to what a dense
-    block has of a colour, or to MOST_BLOCKS times that if windows would be left over.
+    block has of a parity, or to MOST_BLOCKS times that if windows would be left over.
     The order is a front that moves down the slide: a stage of a row of blocks needs the stage before of the row below.
     """
     by_block: dict[tuple[int, int, Block], list[Chunk]] = {}
-    for block, colour in sorted(missing, key=lambda chunk: (chunk[0].p, chunk[1])):
-        by_block.setdefault((block.q + colour.stage, colour.stage, block), []).append((block, colour))
+    for block, parity in sorted(missing, key=lambda chunk: (chunk[0].p, chunk[1])):
+        by_block.setdefault((block.q + parity.stage, parity.stage, block), []).append((block, parity))
     tasks: list[Task] = []
     full = max(layout.b**2, batch_size)
     open_row, weight = (-1, -1), 0
@@ -102,22 +102,22 @@ def _grouped(layout: BlockGrid, missing: Iterable[Chunk], occupied: np.ndarray |
     return tasks
 
 
-def chunk_sources(block: Block, colour: Colour) -> Iterator[Chunk]:
+def chunk_sources(block: Block, parity: Parity) -> Iterator[Chunk]:
     """Chunks that the windows of a chunk see: odd windows see both even neighbours, of which one may be a block on."""
-    for x in range(colour[0] + 1):
-        for y in range(colour[1] + 1):
-            if (x, y) != tuple(colour):
-                for p in range(block[0], block[0] + 1 + (x < colour[0])):
-                    for q in range(block[1], block[1] + 1 + (y < colour[1])):
-                        yield Block(p, q), Colour(x, y)
+    for x in range(parity[0] + 1):
+        for y in range(parity[1] + 1):
+            if (x, y) != tuple(parity):
+                for p in range(block[0], block[0] + 1 + (x < parity[0])):
+                    for q in range(block[1], block[1] + 1 + (y < parity[1])):
+                        yield Block(p, q), Parity(x, y)
 
 
 def _needed(layout: BlockGrid, region: Rectangle | None) -> list[Chunk]:
     if region is None:
-        return [(block, colour) for block in layout.blocks() for colour in COLOURS]
-    wanted = {(layout.block_of(window), window.colour) for window in layout.grid.windows(region)}
-    for stage in reversed(STAGE_COLOURS):
+        return [(block, parity) for block in layout.blocks() for parity in PARITIES]
+    wanted = {(layout.block_of(window), window.parity) for window in layout.grid.windows(region)}
+    for stage in reversed(STAGE_PARITIES):
         # A chunk is painted whole, so its sources are those of the whole chunk, not of the windows in the region alone.
-        for block, colour in [chunk for chunk in wanted if chunk[1] in stage]:
-            wanted.update(chunk_sources(block, colour))
+        for block, parity in [chunk for chunk in wanted if chunk[1] in stage]:
+            wanted.update(chunk_sources(block, parity))
     return sorted(wanted)

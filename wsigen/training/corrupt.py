@@ -25,18 +25,18 @@ Begin = Callable[[Crops, torch.Generator], Draft]
 class TrainingBatch:
     """What one step trains on; pixels in [-1, 1] float32.
 
-    x0: (B, 3, W, W), the clean image; known pixels carry the (corrupted) context. told: what the network is told.
+    x0: (B, 3, W, W), the clean image; known pixels carry the (corrupted) context. conditions: what goes with it.
     ignored: (B, 1, W, W) bool, pixels that teach nothing.
     """
 
     x0: Tensor
-    told: ConditionBatch
+    conditions: ConditionBatch
     ignored: Tensor | None = None
 
     @property
     def known(self) -> Tensor:
         """Which pixels are given: (B, 1, W, W) float, 0 or 1."""
-        return self.told.known
+        return self.conditions.known
 
 
 class Corruptor:
@@ -51,8 +51,8 @@ class Corruptor:
         draft = self.begin(crops, generator)
         for condition, known in zip(self.conditions, self.of_groups, strict=True):
             condition.draw(draft, self.settings, known)
-        told = drop_out(self.conditions, draft, self.settings.condition.drop)
-        return TrainingBatch(draft.image, told, draft.ignored)
+        drawn = drop_out(self.conditions, draft, self.settings.condition.drop)
+        return TrainingBatch(draft.image, drawn, draft.ignored)
 
 
 def slide_corruptor(conditions: Sequence[Condition], groups: Groups, settings: TrainSettings) -> Corruptor:
@@ -65,19 +65,19 @@ def plain_conditions(
     conditions: Sequence[Condition],
     crops: Crops,
     glass: Tensor,
-    told: Mapping[str, Tensor] = {},
+    given: Mapping[str, Tensor] = {},
     groups: Groups | None = None,
 ) -> ConditionBatch:
     """Conditions of crops as a painter gives them: nothing is dropped or spoilt, clear glass is given.
 
-    ``glass`` (B, 3) is the white of each crop in 0..255. ``told`` has tensors that are known already, by the name of
+    ``glass`` (B, 3) is the white of each crop in 0..255. ``given`` has tensors that are known already, by the name of
     the condition; the others are drawn, with what is known of the ``groups`` of the pictures.
     """
     whole = torch.ones_like(glass)
     draft = begin_draft(crops, crops.picture.float(), glass.round(), whole, torch.Generator(glass.device))
     for condition in conditions:
-        if condition.name in told:
-            draft.told[condition.name] = told[condition.name]
+        if condition.name in given:
+            draft.tensors[condition.name] = given[condition.name]
         else:
             condition.draw(draft, PLAIN, None if groups is None else condition.of_groups(groups))
     return drop_out(conditions, draft, 0.0)

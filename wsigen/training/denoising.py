@@ -86,16 +86,16 @@ class DenoisingTrainer(Trainer):
         columns = self.columns_of(t)
         with self.autocast():
             x = q_sample(self.schedule, clean.x0, t, noise)
-            output = network(x, t, *self.given(clean.told))
+            output = network(x, t, *self.given(clean.conditions))
         if config.learned_variance:
             mean, raw = output.float().chunk(2, dim=1)
             return hybrid_loss(self.schedule, config.prediction, mean, raw, clean.x0, t, noise), columns
         target = training_target(config.prediction, self.schedule, clean.x0, t, noise)
         return self.pixel_mean((output.float() - target).square().mean(dim=1, keepdim=True), clean), columns
 
-    def given(self, told: ConditionBatch) -> tuple[Tensor, ...]:
-        """What the network is told, as it is called."""
-        return told.in_order(cast(Denoiser, self.averaged).specs)
+    def given(self, conditions: ConditionBatch) -> tuple[Tensor, ...]:
+        """The conditions as arguments of the network."""
+        return conditions.in_order(cast(Denoiser, self.averaged).specs)
 
     def columns_of(self, t: Tensor) -> Tensor:
         """Columns of the noise levels at timesteps (B,)."""

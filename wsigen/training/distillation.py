@@ -75,27 +75,27 @@ class StudentTrainer(DenoisingTrainer):
     def data(self, network: Callable[..., Tensor], clean: TrainingBatch, x: Tensor, t: Tensor) -> Tensor:
         """Data prediction (B, 3, W, W) float32 of the network at x_t."""
         with self.autocast():
-            output = network(x, t, *self.given(clean.told))
+            output = network(x, t, *self.given(clean.conditions))
         return to_x0(cast(PredictionType, self.config.prediction), output, x, t, self.schedule)
 
     @torch.no_grad()
-    def teach(self, told: ConditionBatch, x: Tensor, t: Tensor) -> Tensor:
-        """The teacher's v at x_t with what it is told, (B, 3, W, W) float32."""
+    def teach(self, conditions: ConditionBatch, x: Tensor, t: Tensor) -> Tensor:
+        """The teacher's v at x_t with these conditions, (B, 3, W, W) float32."""
         noisy = x.to(self.teacher_dtype).contiguous(memory_format=torch.channels_last)
-        prepared = self.teacher.prepare(told.to(self.teacher_dtype))
+        prepared = self.teacher.prepare(conditions.to(self.teacher_dtype))
         return self.teacher.predict(prepared, noisy, t).mean.float()
 
-    def null(self, told: ConditionBatch) -> ConditionBatch:
-        """What the teacher is told without the conditions that are guided."""
-        return null_batch(self.teacher.conditions, told)
+    def null(self, conditions: ConditionBatch) -> ConditionBatch:
+        """The conditions without those that are guided."""
+        return null_batch(self.teacher.conditions, conditions)
 
     def teacher_data(self, clean: TrainingBatch, x: Tensor, t: Tensor) -> Tensor:
         """What the teacher sees in x_t, guided if asked for, known pixels overwritten as in painting."""
         guidance = self.guidance
-        told = say_scale(clean.told, guidance.scale) if guidance.learned else clean.told
-        output = self.teach(told, x, t)
+        conditions = say_scale(clean.conditions, guidance.scale) if guidance.learned else clean.conditions
+        output = self.teach(conditions, x, t)
         if guidance.calls == 2:
-            output = guide(output, self.teach(self.null(clean.told), x, t), guidance.scale)
+            output = guide(output, self.teach(self.null(clean.conditions), x, t), guidance.scale)
         return torch.where(clean.known > 0, clean.x0, to_x0("v", output, x, t, self.schedule).clamp(-1, 1))
 
 
@@ -145,7 +145,7 @@ class GuidanceTrainer(StudentTrainer):
         clean, t = batch.clean, batch.t
         x = q_sample(self.schedule, clean.x0, t, batch.noise)
         with self.autocast():
-            output = network(x, t, *self.given(say_scale(clean.told, batch.scale)))
+            output = network(x, t, *self.given(say_scale(clean.conditions, batch.scale)))
         squared = (output.float() - self.target(batch, x)).square().mean(dim=1, keepdim=True)
         return self.pixel_mean(squared, clean), self.columns_of(t)
 
@@ -153,11 +153,11 @@ class GuidanceTrainer(StudentTrainer):
         """v (B, 3, W, W) that the student is to say at x_t; on known pixels what the picture says."""
         clean, t = batch.clean, batch.t
         seen = training_target("v", self.schedule, clean.x0, t, batch.noise)
-        given = self.teach(clean.told, x, t)
-        change = given - self.teach(self.null(clean.told), x, t)
+        given = self.teach(clean.conditions, x, t)
+        change = given - self.teach(self.null(clean.conditions), x, t)
         further = (batch.scale - 1)[:, None, None, None] * change
-        told = torch.lerp(given, seen, self.settings.distill.data_share) + further
-        return torch.where(clean.known > 0, seen, told)
+        wanted = torch.lerp(given, seen, self.settings.distill.data_share) + further
+        return torch.where(clean.known > 0, seen, wanted)
 
 
 class ConsistencyTrainer(StudentTrainer):

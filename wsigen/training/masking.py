@@ -75,7 +75,7 @@ class MaskTrainer(DenoisingTrainer):
         sampler = model_sampler(config, self.schedule, min(config.num_inference_steps, SHEET_STEPS))
         model.eval()
         with self.autocast():
-            sampled = denoise(model, self.schedule, sampler, batch.told, noise, lambda _: torch.randn_like(noise))
+            sampled = denoise(model, self.schedule, sampler, batch.conditions, noise, lambda _: torch.randn_like(noise))
         decoder = Decoder(MaskCode.of(config.classes), config.limits)
         colours = np.array([(255, 255, 255), *(entry.rgb for entry in config.classes)], np.uint8)
         rows = []

@@ -27,14 +27,14 @@ def write_sample_sheet(model: Denoiser, bank: PatchBank, window: int, path: Path
     config, device = model.config, bank.device
     crops = bank.sample(window, COLUMNS, torch.Generator(device).manual_seed(7))
     glass = torch.tensor([style.glass_rgb for style in bank.styles], dtype=torch.float32, device=device)
-    told = plain_conditions(model.conditions, crops, glass[crops.group], groups=bank)
+    conditions = plain_conditions(model.conditions, crops, glass[crops.group], groups=bank)
     schedule = NoiseSchedule.from_name(config.schedule, config.schedule_steps)
     sampler = model_sampler(config, schedule, steps)
     noise = torch.randn((COLUMNS, 3, window, window), generator=torch.Generator(device).manual_seed(8), device=device)
     was_training = model.training
     model.eval()
     with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
-        painted = denoise(model, schedule, sampler, told, noise, lambda _: torch.randn_like(noise))
+        painted = denoise(model, schedule, sampler, conditions, noise, lambda _: torch.randn_like(noise))
     model.train(was_training)
     pixels = to_uint8(painted).permute(0, 3, 1, 2)
     rows = [_class_colours(crops["classes"], model), crops.picture, pixels]

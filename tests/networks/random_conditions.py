@@ -26,7 +26,7 @@ NARROW_PAPER = replace(
 )
 
 
-def told_for(
+def conditions_for(
     config: ModelConfig, side: int = 32, batch: int = 2, known_share: float = 0.3, device: str = "cpu"
 ) -> ConditionBatch:
     """Every condition of this package, of random values: tissue everywhere, and a share of pixels known."""
