@@ -23,11 +23,12 @@ from click.testing import CliRunner
 
 from wsigen.cli.main import main
 from wsigen.config import RenderSettings
-from wsigen.errors import MaskError, StoreError
+from wsigen.errors import MaskError, SettingsError, StoreError
 from wsigen.layouts.decoded import TILE, DecodedMask
 from wsigen.layouts.decoding import Decoder
 from wsigen.layouts.layout import REGIONS, Layout
 from wsigen.layouts.mask_code import BLANK, MaskCode
+from wsigen.masks.classes import ClassTable
 from wsigen.masks.conditions import HALO
 from wsigen.masks.slide_mask import SlideMask
 from wsigen.models.config import LIZARD_CLASSES, ModelConfig
@@ -315,6 +316,20 @@ def test_a_painter_of_another_scale_waits_for_the_whole_mask(settings, mask_mode
     assert (result.slide.width, result.slide.height) == (400, 300)
     assert events.places("mask")[-1] < events.places("slide")[0]
     assert not list(tmp_path.glob("*.canvas"))
+
+
+def test_a_painter_of_fewer_classes_is_refused_before_anything_is_painted(settings, mask_model, tmp_path):
+    tiny = ModelConfig.preset("tiny")
+    fewer = replace(tiny, classes=ClassTable.from_config(tiny.classes.to_config()[:4]))
+    two = random_model(fewer, tmp_path / "fewer")
+    with pytest.raises(SettingsError, match="paints 4 classes of nuclei, and the mask has 6"):
+        synthesise(
+            tmp_path / "s.svs",
+            LayoutRequest("muscle", (200, 150), 3),
+            replace(settings, model=two),
+            mask_model=mask_model,
+        )
+    assert not (tmp_path / "s.svs").exists() and not list(tmp_path.glob("*.canvas"))
 
 
 def test_a_canvas_of_the_mask_that_vanishes_ends_the_run(settings, mask_model, tmp_path):

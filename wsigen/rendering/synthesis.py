@@ -134,14 +134,15 @@ def _from_file(
 ) -> RenderResult:
     """Render a mask that is finished; ``reports`` are `render`'s, in order."""
     given = {name: value for name, value in vars(settings).items() if value is not None}
-    told: dict[str, Any] = dict(zip(("on_plan", "on_paint", "on_rows"), reports, strict=True))
-    return render(mask, slide, overwrite=overwrite, resume=resume, **told, **given)
+    named: dict[str, Any] = dict(zip(("on_plan", "on_paint", "on_rows"), reports, strict=True))
+    return render(mask, slide, overwrite=overwrite, resume=resume, **named, **given)
 
 
 def plan_above(below: MaskPlan, slide: Path, settings: RenderSettings) -> RenderPlan | None:
     """The plan of the slide that is painted from a mask while that is painted itself.
 
-    None for a painter of another scale: there is no mask yet that could be brought to it.
+    None for a painter of another scale: there is no mask yet that could be brought to it. Raises SettingsError for a
+    painter of fewer classes than the mask has.
     """
     layout = below.layout
     shape = MaskShape(layout.width, layout.height, has_tissue=True)
@@ -149,6 +150,11 @@ def plan_above(below: MaskPlan, slide: Path, settings: RenderSettings) -> Render
     expected = tuple(round(count) for count in layout.expected())
     summary = MaskSummary(layout.width, layout.height, expected, (), None, stage)
     config = load_config(settings.model or DEFAULT_MODEL)
+    if len(config.classes) < len(layout.classes):
+        raise SettingsError(
+            f"--model {settings.model or DEFAULT_MODEL}: paints {len(config.classes)} classes of nuclei, and the mask "
+            f"has {len(layout.classes)}; choose a painter of the same classes"
+        )
     if target_mpp(layout.mpp, config.mpp) != layout.mpp:
         return None
     plan = plan_render(below.out, slide, settings, MaskFacts(summary, layout.mpp, layout.mpp, shape))
