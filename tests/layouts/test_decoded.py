@@ -15,7 +15,8 @@ from wsigen.layouts.layout import CELL, REGIONS, Layout
 from wsigen.layouts.mask_code import MaskCode
 from wsigen.masks.conditions import read_conditions
 from wsigen.masks.demo.mask import demo_mask
-from wsigen.masks.slide_mask import SlideMask, write_slide_mask
+from wsigen.masks.slide_mask import SlideMask
+from wsigen.masks.writer import write_slide_mask
 from wsigen.models.config import LIZARD_CLASSES
 
 WIDTH, HEIGHT = 620, 530

@@ -37,7 +37,7 @@ def test_plan_prints_and_touches_nothing(tiny_model, demo_mask_path, tmp_path):
     command = ["render", str(demo_mask_path), "-o", str(tmp_path / "s.svs"), "--model", str(tiny_model), "--plan"]
     result = CliRunner().invoke(main, [*command, "--device", "cpu"])
     assert result.exit_code == 0, result.output
-    for word in ("windows: 99", "by colour", "are glass", "blocks:", "host memory", "disk:", "PFLOP", "time: about"):
+    for word in ("windows: 99", "by parity", "are glass", "blocks:", "host memory", "disk:", "PFLOP", "time: about"):
         assert word in result.output
     assert list(tmp_path.iterdir()) == []
 

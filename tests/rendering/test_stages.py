@@ -177,7 +177,7 @@ def test_the_slide_begins_before_the_mask_is_finished_but_after_what_it_reads_of
             layout = runs[1].canvas.layout
             for window in (window for chunk in task.chunks for window in layout.windows(*chunk)):
                 for part in read_of_mask(below.layout, layout.grid.extent(window)):
-                    needed = {(mask.layout.block_of(w), w.colour) for w in mask.grid.windows(part)}
+                    needed = {(mask.layout.block_of(w), w.parity) for w in mask.grid.windows(part)}
                     assert {(str(mask.path), *chunk) for chunk in needed} <= executor.done | blank
 
     executor = Handed(handed_out)

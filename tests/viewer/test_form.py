@@ -36,6 +36,9 @@ class Organ(Condition):
             raise SettingsError(f"organ {setting!r}: choose one of {', '.join(ORGANS)}")
         return setting
 
+    def draw(self, draft, settings, groups):
+        """It is never trained here."""
+
     def form(self):
         return Field("organ", "choice", ORGANS)
 
@@ -49,6 +52,9 @@ class Age(Condition):
     @property
     def specs(self):
         return (TensorSpec("age", "vector", 1),)
+
+    def draw(self, draft, settings, groups):
+        """It is never trained here."""
 
     def form(self):
         return Field("age", "number", default="50", least=0, most=120)

@@ -52,6 +52,7 @@ class MaskWriter:
             on_rows(self.rows_encoded)
         if self._error is not None:
             raise self._error
+        on_rows(self.rows_encoded)  # the last ones may have been written before anybody waited
 
     def stop(self) -> None:
         """See `Writer`."""

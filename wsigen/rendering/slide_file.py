@@ -78,6 +78,7 @@ class Assembler:
             on_rows(self.rows_encoded)
         if self._error is not None:
             raise self._error
+        on_rows(self.rows_encoded)  # the last ones may have been written before anybody waited
         self._preview.write(self.picture)
 
     def stop(self) -> None:
