@@ -106,7 +106,7 @@ def test_a_painter_waits_for_the_process(tmp_path, monkeypatch):
         "with one_process_at_a_time(early._LOCK):\n"
         "    print('held', flush=True)\n"
         "    time.sleep(0.5)\n"
-        f"    remember(early._name({DEFAULT_MODEL!r}), ['a key'])\n"
+        f"    remember({early._name(DEFAULT_MODEL)!r}, ['a key'])\n"
     )
     with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout.readline() == "held\n"
