@@ -55,6 +55,7 @@ def test_inductor_calls_our_operators_as_they_are(monkeypatch):
     for _ in range(2):
         ops.register_fallbacks()
     assert torch.ops.wsigen.merge.default in lowerings
-    x = torch.randn(1, 32, 8, 8).to(memory_format=torch.channels_last)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    x = torch.randn(1, 32, 8, 8, device=device).to(memory_format=torch.channels_last)
     with torch.inference_mode():
         assert torch.equal(torch.compile(ops.moments, dynamic=False)(x), ops.moments(x))
