@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import re
 from functools import cache
-from importlib import import_module
-from importlib.metadata import entry_points
 from typing import TYPE_CHECKING
 
 from wsigen.conditions.contract import Condition, TensorSpec
 from wsigen.errors import ModelError
+from wsigen.system.plugins import class_by_name
 
 if TYPE_CHECKING:
     from wsigen.models.config import ModelConfig
@@ -30,16 +29,7 @@ CONDITIONS = {
 
 @cache
 def _class_of(name: str) -> type[Condition]:
-    if name in CONDITIONS:
-        module, _, attribute = CONDITIONS[name].partition(":")
-        return getattr(import_module(module), attribute)
-    for entry in entry_points(group=GROUP, name=name):
-        return entry.load()
-    known = [*CONDITIONS, *sorted(entry.name for entry in entry_points(group=GROUP))]
-    raise ModelError(
-        f"condition {name!r}: unknown; there are {', '.join(known)}. Another one comes with the package that "
-        f"brought it, as an entry point of {GROUP!r}"
-    )
+    return class_by_name("condition", name, CONDITIONS, GROUP)
 
 
 def conditions_of(config: ModelConfig) -> tuple[Condition, ...]:

@@ -9,10 +9,8 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from functools import cache
-from importlib import import_module
-from importlib.metadata import entry_points
 from pathlib import Path
-from typing import Any, NamedTuple, Self, cast
+from typing import Any, NamedTuple, Self
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -23,6 +21,7 @@ from wsigen.conditions.registry import conditions_of, specs_of
 from wsigen.errors import ModelError
 from wsigen.models.config import CONFIG_FILE, ModelConfig
 from wsigen.models.registry import SHARD_PATTERN, find_model
+from wsigen.system.plugins import class_by_name
 
 GROUP = "wsigen.denoisers"
 ARCHITECTURES = {"nasdm-unet": "wsigen.networks.nasdm:NasdmModel"}
@@ -129,16 +128,7 @@ class Denoiser(nn.Module, ABC):
 @cache
 def architecture(name: str) -> type[Denoiser]:
     """The class of an architecture; ModelError names those that there are."""
-    if name in ARCHITECTURES:
-        module, _, attribute = ARCHITECTURES[name].partition(":")
-        return getattr(import_module(module), attribute)
-    for entry in entry_points(group=GROUP, name=name):
-        return cast(type[Denoiser], entry.load())
-    known = [*ARCHITECTURES, *sorted(entry.name for entry in entry_points(group=GROUP))]
-    raise ModelError(
-        f"architecture {name!r}: unknown; there are {', '.join(known)}. Another one comes with the package that "
-        f"brought it, as an entry point of {GROUP!r}"
-    )
+    return class_by_name("architecture", name, ARCHITECTURES, GROUP)
 
 
 def _read_shards(folder: Path) -> dict[str, Tensor]:
