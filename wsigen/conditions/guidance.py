@@ -18,7 +18,7 @@ PRESENT = TensorSpec("present", "planes", 1)
 
 
 def present_plane(plane: Tensor) -> Tensor:
-    """The plane of a batch that is told everything: ones (B, 1, H, W), in the format of another plane's tensor."""
+    """The plane of a batch with all its conditions: ones (B, 1, H, W), in the format of another tensor (B, C, H, W)."""
     return torch.ones_like(plane[:, :1])
 
 
@@ -53,6 +53,6 @@ def say_scale(batch: ConditionBatch, scale: float | Tensor) -> ConditionBatch:
 
 def drop_out(conditions: Sequence[Condition], draft: Draft, share: float) -> ConditionBatch:
     """Conditions of a training batch, of which ``share`` of the samples are told nothing that is guided."""
-    shape = (len(draft), 1, *draft.image.shape[2:])
-    given = {"present": draft.image.new_ones(shape), "context": draft.image * draft.known, "known": draft.known.float()}
+    context, known = draft.image * draft.known, draft.known.float()
+    given = {PRESENT.name: present_plane(known), "context": context, "known": known}
     return null_batch(conditions, ConditionBatch({**draft.tensors, **given}), draft.rand(len(draft)) < share)

@@ -27,7 +27,7 @@ from torch import Tensor
 from wsigen.choices import SEAM_METHODS
 from wsigen.conditions.context import context_tensors, from_uint8, to_uint8
 from wsigen.conditions.contract import ConditionBatch, WindowBatch
-from wsigen.conditions.guidance import PRESENT
+from wsigen.conditions.guidance import PRESENT, present_plane
 from wsigen.diffusion.gaussian import PredictionType, to_x0
 from wsigen.diffusion.noise import coordinate_normals
 from wsigen.diffusion.samplers import Sampler
@@ -219,7 +219,7 @@ def read_area(mask: SlideMask, model: Denoiser, size: int, window: int, overlap:
     white = torch.tensor(style.glass_rgb, dtype=torch.uint8, device=device).expand(1, side, side, 3)
     tensors |= context_tensors(white, glass)
     tensors["known"] = tensors["known"].float()
-    tensors[PRESENT.name] = torch.ones_like(tensors["known"])
+    tensors[PRESENT.name] = present_plane(tensors["known"])
     return Area(ConditionBatch(tensors), tensors["context"], tensors["known"], axis.margin, axis.length)
 
 

@@ -26,7 +26,7 @@ from wsigen_kernels import attention, norm
 
 from wsigen.conditions.context import context_tensors, to_uint8
 from wsigen.conditions.contract import ConditionBatch, WindowBatch
-from wsigen.conditions.guidance import PRESENT
+from wsigen.conditions.guidance import PRESENT, present_plane
 from wsigen.conditions.registry import source_of
 from wsigen.diffusion.noise import coordinate_normals
 from wsigen.diffusion.schedules import NoiseSchedule
@@ -323,8 +323,7 @@ class Painter:
         tensors = {**self._of_slide, **context_tensors(context, known)}
         for condition in self.model.conditions:
             tensors |= condition.of_windows(windows)
-        shape = (len(known), 1, windows.size, windows.size)
-        tensors[PRESENT.name] = torch.ones(shape, dtype=self.dtype, device=self.device)
+        tensors[PRESENT.name] = present_plane(tensors["context"])
         return ConditionBatch(tensors)
 
     def _slide_tensors(self, values: Mapping[str, Any]) -> dict[str, Tensor]:
